@@ -1,0 +1,192 @@
+"""Configuration: one TOML file, one loader, every fault reported in one go.
+
+Comes in: a path (or nothing: the local stack's defaults). Goes out: a frozen :class:`Config`.
+An unknown key is an error; relations between values are checked here, before anything starts.
+Units are last in names. Secrets are masked in ``repr``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+REGION_NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterConfig(_Strict):
+    """How to reach one Kafka cluster."""
+
+    bootstrap: str = ""  # host:port[,host:port]; empty: the local stack's broker
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    compression: Literal["none", "gzip", "lz4", "zstd"] = "lz4"
+    request_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    replication_factor: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (
+            self.sasl_username and self.sasl_password.get_secret_value()
+        ):
+            raise ValueError("security_protocol SASL needs sasl_username and sasl_password")
+        return self
+
+
+class RegionConfig(_Strict):
+    """One legal area: its cluster, its store, its keys."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 4
+    store: Path | None = None  # default: <state>/store/<region>
+    keys: Path | None = None  # default: <state>/keys/<region>
+
+
+class LimitsConfig(_Strict):
+    """Bounds on what one record may be; beyond them it is refused or quarantined."""
+
+    record_bytes_max: Annotated[int, Field(ge=256, le=8_000_000)] = 65_536
+    batch_decompressed_bytes_max: Annotated[int, Field(ge=65_536)] = 67_108_864
+    event_age_max_s: Annotated[float, Field(gt=0)] = 20 * 365.25 * 86_400
+    event_future_max_s: Annotated[float, Field(ge=0)] = 300.0
+
+
+class EdgeConfig(_Strict):
+    """The spool and its forwarder."""
+
+    commit_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 2.0  # how long a commit waits for company
+    commit_events_max: Annotated[int, Field(ge=1)] = 50_000
+    forward_bytes_max: Annotated[int, Field(ge=4096)] = 4_194_304  # one forward step per lane
+    backoff_min_s: Annotated[float, Field(gt=0)] = 0.1
+    backoff_max_s: Annotated[float, Field(gt=0)] = 5.0
+    queue_events_max: Annotated[int, Field(ge=1)] = 200_000  # waiting for a commit; full means the caller waits
+    lanes: tuple[str, ...] = ("urgent", "normal", "bulk")  # index = lane number on the wire
+    event_lanes: dict[str, str] = {}  # event -> lane; otherwise "normal"
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, written to the run folder
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.backoff_min_s > self.backoff_max_s:
+            raise ValueError("backoff_min_s must not be above backoff_max_s")
+        if "normal" not in self.lanes or len(set(self.lanes)) != len(self.lanes):
+            raise ValueError("lanes must be distinct and contain 'normal'")
+        unknown = sorted(set(self.event_lanes.values()) - set(self.lanes))
+        if unknown:
+            raise ValueError(f"event_lanes names lanes that do not exist: {', '.join(unknown)}")
+        return self
+
+
+class ProcessorConfig(_Strict):
+    """The landing leg."""
+
+    fetch_bytes_max: Annotated[int, Field(ge=65_536)] = 4_194_304  # per partition and fetch
+    fetch_wait_max_ms: Annotated[int, Field(ge=1)] = 100
+    session_timeout_s: Annotated[float, Field(ge=6)] = 15.0
+
+
+class FlushConfig(_Strict):
+    """When the store writer commits: whichever comes first."""
+
+    age_s: Annotated[float, Field(gt=0)] = 1.0
+    rows: Annotated[int, Field(ge=1)] = 200_000
+    bytes: Annotated[int, Field(ge=65_536)] = 67_108_864
+
+
+class StackConfig(_Strict):
+    """The local stack of ``pipeline up``."""
+
+    broker_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, kept across restarts
+    broker_heap_mb: Annotated[int, Field(ge=128)] = 512
+    start_timeout_s: Annotated[float, Field(gt=0)] = 90.0
+    stop_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+
+
+class Config(_Strict):
+    """Everything; ``state`` is the folder for all that a run leaves behind."""
+
+    state: Path = Path(".pipeline")
+    schemas: Path | None = None  # default: the folder shipped with the project
+    topic_prefix: str = ""
+    regions: dict[Annotated[str, Field(pattern=REGION_NAME)], RegionConfig] = {
+        "eu": RegionConfig(),
+        "us-ca": RegionConfig(),
+        "br": RegionConfig(),
+    }
+    limits: LimitsConfig = LimitsConfig()
+    edge: EdgeConfig = EdgeConfig()
+    processor: ProcessorConfig = ProcessorConfig()
+    flush: FlushConfig = FlushConfig()
+    stack: StackConfig = StackConfig()
+    metrics_host: str = "127.0.0.1"
+
+    def region(self, name: str) -> RegionConfig:
+        """The region's part; an unknown name is a ConfigError that lists the known ones."""
+        if name not in self.regions:
+            raise ConfigError(
+                f"no region {name!r}; configured: {', '.join(sorted(self.regions))}", operation="config"
+            )
+        return self.regions[name]
+
+    def store_path(self, region: str) -> Path:
+        """Folder of the region's catalogue and data."""
+        return self.region(region).store or self.state / "store" / region
+
+    def keys_path(self, region: str) -> Path:
+        """Folder of the region's key store."""
+        return self.region(region).keys or self.state / "keys" / region
+
+    def spool_path(self, name: str) -> Path:
+        """The spool file of one edge agent."""
+        return self.state / "edge" / name / "spool.sqlite"
+
+    def run_path(self) -> Path:
+        """Folder of the processes now running (ports, pids, logs)."""
+        return self.state / "run"
+
+    def schemas_path(self) -> Path:
+        """The schemas folder: configured, beside the package, or inside the installed wheel."""
+        if self.schemas is not None:
+            return self.schemas
+        package = Path(__file__).parent
+        beside = package.parent / "schemas"
+        return beside if (beside / "lock.json").exists() or beside.is_dir() else package / "_schemas"
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read a TOML file, or ``pipeline.toml`` here, or the defaults.
+
+    Raises ConfigError with one line per fault: ``field: expected …, got …``.
+    """
+    if path is None:
+        path = Path("pipeline.toml")
+        if not path.exists():
+            return Config()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", operation="config", place=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not TOML: {error}", operation="config", place=str(path)) from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, object], place: str) -> Config:
+    """A Config from plain values; ``place`` names the source in the message."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("; ".join(faults), operation="config", place=place) from None
