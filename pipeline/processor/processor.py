@@ -1,0 +1,353 @@
+"""The landing processor of one region: N instances share the raw topics' partitions.
+
+For each batch, in this order:
+
+1. compute (one thread): raw records -> outcomes and curated records;
+2. **decide**: append one stats record, the outcome of every position; if anyone else has appended one for
+   this partition since we took it over, we lost it: drop the batch and load again;
+3. **deliver**: append curated and quarantine records to the same partition number, in order;
+4. **remember**: append the next position and the highest sequences to the watermarks;
+5. commit the group offset, now and then: a hint for lag tools, nothing rests on it.
+
+A crash after 2 repeats 3 exactly as decided; a crash before it repeats nothing. Within a partition all of
+this is strictly one after the other; partitions overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.codec import encode_control
+from pipeline.errors import OwnershipLost, StoreCorrupt, TransientError
+from pipeline.metrics import ProcessorMetrics
+from pipeline.processor.leg import Decided, Landed, Leg, Records
+from pipeline.processor.state import PartitionState, RawPartition, StateLog
+from pipeline.schemas import SchemaStore
+from pipeline.topics import Topics
+
+log = logging.getLogger(__name__)
+
+TopicPartition = tuple[str, int]
+COMMIT_HINT_S = 1.0
+REVOKE_WAIT_S = 3.0
+QUEUED_BATCHES_PER_PARTITION = 1
+BATCHES_IN_FLIGHT = 8  # over all partitions: bounds memory to this many fetches and what they become
+
+
+class Reader(Protocol):
+    """What the processor needs of a group consumer."""
+
+    async def subscribe(
+        self,
+        topics: list[str],
+        on_assigned: Callable[[list[TopicPartition]], Awaitable[None]],
+        on_revoked: Callable[[list[TopicPartition]], Awaitable[None]],
+    ) -> None: ...
+    async def fetch(self, timeout_s: float) -> list[Any]: ...
+    def seek(self, partition: TopicPartition, offset: int) -> None: ...
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None: ...
+    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]: ...
+    async def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]: ...
+
+
+class Writer(Protocol):
+    """What the processor needs of a producer: ordered, acknowledged by all in-sync replicas."""
+
+    async def send(
+        self, topic: str, partition: int, values: pa.BinaryArray, keys: pa.BinaryArray | None = None
+    ) -> int: ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The processor's connections to the outside."""
+
+    reader: Reader
+    writer: Writer
+    state: StateLog
+
+
+@dataclass
+class Claim:
+    """A partition this instance works on: its state, its queue and its task."""
+
+    raw: RawPartition
+    leg: Leg
+    owner: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: PartitionState = field(default_factory=PartitionState)
+    queue: asyncio.Queue[Records] = field(
+        default_factory=lambda: asyncio.Queue(QUEUED_BATCHES_PER_PARTITION)
+    )
+    expected: int = 0  # the offset the next batch must start at; anything else was fetched before a seek
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+    task: asyncio.Task[None] | None = None
+
+
+class Processor:
+    """Runs the legs of one region until told to stop.
+
+    ``legs`` by raw topic; ``topic_ids`` the topics' incarnations (UUIDs). Raises ConfigError (a key is
+    missing), StoreCorrupt (a raw topic was recreated, positions are gone): the process must end then.
+    """
+
+    def __init__(
+        self,
+        region: str,
+        legs: Mapping[str, Leg],
+        topic_ids: Mapping[str, str],
+        ports: Ports,
+        schemas: SchemaStore,
+        topics: Topics,
+        metrics: ProcessorMetrics,
+    ) -> None:
+        self._region, self._legs, self._topic_ids = region, legs, topic_ids
+        self._reader, self._writer, self._state = ports.reader, ports.writer, ports.state
+        self._schemas, self._topics, self._metrics = schemas, topics, metrics
+        self._claims: dict[TopicPartition, Claim] = {}
+        self._stats_ends: dict[int, int] = {}
+        self._stats_locks: dict[int, asyncio.Lock] = {}
+        self._slots = asyncio.Semaphore(BATCHES_IN_FLIGHT)
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._group: asyncio.TaskGroup | None = None
+        self.ready = asyncio.Event()  # set at the first assignment
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Process until ``stop``; what is in hand is delivered first, bounded by REVOKE_WAIT_S."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await self._reader.subscribe(sorted(self._legs), self._assigned, self._revoked)
+                housekeeping = group.create_task(self._housekeep(), name="housekeeping")
+                while not stop.is_set():
+                    for records in await self._reader.fetch(0.2):
+                        await self._enqueue(records, stop)
+                await self._revoked(list(self._claims))
+                housekeeping.cancel()
+        except* asyncio.CancelledError:
+            raise
+        finally:
+            self._compute.shutdown(wait=True, cancel_futures=True)
+
+    async def _enqueue(self, records: Any, stop: asyncio.Event) -> None:
+        """Hand a batch to its partition's task; waits while that is full (backpressure), unless stopping."""
+        claim = self._claims.get((records.topic, records.partition))
+        if claim is None or records.first_offset != claim.expected:
+            return
+        claim.expected = records.next_offset
+        put = asyncio.ensure_future(claim.queue.put(records))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((put, stopped), return_when=asyncio.FIRST_COMPLETED)
+        for waiting in (put, stopped):
+            waiting.cancel()
+
+    # --- taking and giving up partitions ---------------------------------------------------------------
+
+    async def _assigned(self, partitions: list[TopicPartition]) -> None:
+        by_number: dict[int, list[Claim]] = {}
+        for topic, number in partitions:
+            claim = Claim(RawPartition(topic, self._topic_ids[topic], number), self._legs[topic])
+            by_number.setdefault(number, []).append(claim)
+        for number, claims in by_number.items():
+            await self._load(number, claims)
+        assert self._group is not None
+        for claim in (claim for claims in by_number.values() for claim in claims):
+            self._claims[(claim.raw.topic, claim.raw.partition)] = claim
+            claim.task = self._group.create_task(self._work(claim), name=f"{claim.raw.topic}/{claim.raw.partition}")
+        self.ready.set()
+
+    async def _revoked(self, partitions: list[TopicPartition]) -> None:
+        """Let the batch in hand end, then let go. One deadline for all of them."""
+        claims = [self._claims.pop(p) for p in partitions if p in self._claims]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REVOKE_WAIT_S):
+                for claim in claims:
+                    await claim.busy.acquire()
+        for claim in claims:
+            if claim.task is not None:
+                claim.task.cancel()
+        await asyncio.gather(*(claim.task for claim in claims if claim.task), return_exceptions=True)
+
+    async def _load(self, number: int, claims: list[Claim]) -> None:
+        """Read the states, take over former owners' entries, and seek."""
+        states, stats_end = await self._state.load(number, [claim.raw for claim in claims])
+        self._stats_ends[number] = max(stats_end, self._stats_ends.get(number, 0))
+        for claim in claims:
+            claim.state = states[claim.raw]
+            if claim.state.other_incarnations and claim.state.next_offset is None:
+                raise StoreCorrupt(
+                    "the topic was deleted and created again, its positions mean other events now",
+                    operation="taking a partition", place=f"{claim.raw.topic}/{claim.raw.partition}",
+                    remedy="drain the curated topics and the store of this region first, or use a new topic prefix",
+                )  # fmt: skip
+            if claim.state.next_offset is None:
+                key = (claim.raw.topic, number)
+                claim.state.next_offset = (await self._reader.beginning_offsets([key]))[key]
+            await self._take_over(claim)
+            claim.expected = claim.state.next_offset
+            self._reader.seek((claim.raw.topic, number), claim.expected)
+
+    async def _take_over(self, claim: Claim) -> None:
+        """Write the merged state under our own keys, then retire those of former owners."""
+        state = claim.state
+        if not state.old_keys:
+            return
+        await self._remember(claim, state.seen)
+        keys = pa.array(state.old_keys, pa.binary())
+        await self._writer.send(
+            self._topics.watermarks(self._region), claim.raw.partition, pa.nulls(len(keys), pa.binary()), keys
+        )
+        state.old_keys = []
+
+    # --- one batch ---------------------------------------------------------------------------------------
+
+    async def _work(self, claim: Claim) -> None:
+        """The task of one partition; goes back to the last complete position after a passing failure."""
+        pause_s = 0.1
+        while True:
+            records = await claim.queue.get()
+            async with claim.busy:
+                try:
+                    if records.first_offset == claim.state.next_offset:
+                        async with self._slots:
+                            await self._process(claim, records)
+                    pause_s = 0.1
+                except (TransientError, OwnershipLost) as error:
+                    log.warning("partition taken up again: %s", error)
+                    self._metrics.restarted(type(error).__name__)
+                    pause_s = await self._recover(claim, pause_s)
+
+    async def _recover(self, claim: Claim, pause_s: float) -> float:
+        while True:
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, 5.0)
+            while not claim.queue.empty():
+                claim.queue.get_nowait()
+            try:
+                await self._load(claim.raw.partition, [claim])
+                return pause_s
+            except TransientError as error:
+                log.warning("state not loaded yet: %s", error)
+
+    async def _process(self, claim: Claim, records: Records) -> None:
+        loop = asyncio.get_running_loop()
+        state, started = claim.state, time.monotonic()
+        landed = await loop.run_in_executor(
+            self._compute, claim.leg.process, records, state.seen, state.decided, time.time_ns() // 1000
+        )
+        self._metrics.computed(claim.leg.event.name, time.monotonic() - started)
+        await self._decide(claim, landed)
+        await self._deliver(claim, landed)
+        state.seen.update(landed.seen)
+        state.next_offset = landed.next_offset
+        if landed.next_offset >= state.decided.end:
+            state.decided = Decided()
+        await self._remember(claim, landed.seen)
+        event = claim.leg.event.name
+        self._metrics.processed(event, landed.outcomes.counts())
+        self._metrics.delivered(event, time.time() - landed.received_us / 1e6)
+
+    async def _decide(self, claim: Claim, landed: Landed) -> None:
+        """Append the stats record of all that was not decided before; notice a second owner by its records."""
+        start = max(landed.first_offset, claim.state.decided.end)
+        if start >= landed.next_offset:
+            return
+        number, raw = claim.raw.partition, claim.raw
+        value = pa.array([encode_control(self._schemas, "stats", self._stats(claim, landed, start))], pa.binary())
+        async with self._stats_locks.setdefault(number, asyncio.Lock()):
+            expected = self._stats_ends[number]
+            offset = await self._writer.send(self._topics.stats(self._region), number, value)
+            self._stats_ends[number] = offset + 1
+            if offset != expected and await self._state.changed_by_others(raw, expected, offset):
+                raise OwnershipLost(
+                    "another instance decided on this partition", operation="deciding",
+                    place=f"{raw.topic}/{number}",
+                )  # fmt: skip
+            claim.state.stats_next = offset + 1
+
+    def _stats(self, claim: Claim, landed: Landed, start: int) -> dict[str, Any]:
+        raw = claim.raw
+        return {
+            "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
+            "first_offset": start, "next_offset": landed.next_offset,
+            "event": claim.leg.event.name, "region": self._region, "policy_hash": claim.leg.plan.policy_hash,
+            "processed_time": time.time_ns() // 1000,
+            "counts": [
+                {"outcome": outcome, "reason": reason, "count": count}
+                for (outcome, reason), count in landed.outcomes.counts(start).items()
+            ],
+            "runs": [
+                {"first": run.first, "next": run.next, "outcome": run.outcome, "reason": run.reason}
+                for run in landed.outcomes.runs(start)
+            ],
+        }  # fmt: skip
+
+    async def _deliver(self, claim: Claim, landed: Landed) -> None:
+        number = claim.raw.partition
+        if len(landed.curated):
+            topic = self._topics.curated(self._region, claim.leg.event.name)
+            await self._writer.send(topic, number, landed.curated)
+        offsets, reasons = landed.outcomes.quarantined()
+        if len(offsets):
+            records = self._quarantine_records(claim, offsets, reasons, landed.faulty_fields)
+            await self._writer.send(self._topics.quarantine(self._region), number, records)
+
+    def _quarantine_records(
+        self, claim: Claim, offsets: np.ndarray, reasons: list[str], fields: dict[int, str]
+    ) -> pa.BinaryArray:
+        """Position, reason and the field's name; the value stays in the raw topic, inside the region."""
+        raw, codec = claim.raw, self._schemas.codec(self._schemas.latest("control.quarantine").id)
+        columns: dict[str, Any] = {
+            "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
+            "raw_offset": offsets, "event": claim.leg.event.name, "reason": [str(r) for r in reasons],
+            "field": [fields.get(offset, "") for offset in offsets.tolist()],
+            "policy_hash": claim.leg.plan.policy_hash, "quarantined_time": time.time_ns() // 1000,
+        }  # fmt: skip
+        arrays = [_column(columns[target.name], len(offsets), target.type) for target in codec.arrow]
+        return codec.encode(pa.RecordBatch.from_arrays(arrays, schema=codec.arrow))
+
+    async def _remember(self, claim: Claim, seen: dict[tuple[int, int], int]) -> None:
+        state = claim.state
+        assert state.next_offset is not None
+        position = (state.next_offset, state.stats_next)
+        keys, values = self._state.codec.encode(claim.raw, claim.owner, position, seen)
+        await self._writer.send(self._topics.watermarks(self._region), claim.raw.partition, values, keys)
+
+    # --- beside the way ------------------------------------------------------------------------------------
+
+    async def _housekeep(self) -> None:
+        """Group offsets as a hint, lag as a gauge; failures here harm nothing and are tried again."""
+        while True:
+            await asyncio.sleep(COMMIT_HINT_S)
+            positions = {key: claim.state.next_offset or 0 for key, claim in self._claims.items()}
+            if not positions:
+                continue
+            try:
+                await self._reader.commit(positions)
+                ends = await self._reader.end_offsets(list(positions))
+            except (TransientError, OwnershipLost) as error:
+                log.info("group offsets not committed: %s", error)
+                continue
+            lag = dict.fromkeys(self._legs, 0)
+            for (topic, number), position in positions.items():
+                lag[topic] += max(0, ends.get((topic, number), position) - position)
+            for topic, records in lag.items():
+                self._metrics.lag(self._legs[topic].event.name, records)
+
+
+def _column(values: Any, length: int, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, (str, int)):
+        scalar = pa.scalar(values, pa.int64()).cast(kind) if isinstance(values, int) else pa.scalar(values, kind)
+        return pa.repeat(scalar, length)
+    return pa.array(values, kind)

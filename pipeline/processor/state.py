@@ -1,0 +1,170 @@
+"""What a processor has to know of a partition before it reads on, and where that is kept.
+
+Two logs carry it. The **stats** topic is written ahead: one record per batch says what becomes of each raw
+position, before a curated record leaves. The **watermarks** topic (compacted) is written behind: once a
+batch is delivered it takes the next raw position and the highest sequence seen per spool and lane.
+What stats hold beyond the watermarks was decided but perhaps not delivered: it is delivered (again) as
+decided, whatever today's rules say, so that the account and the rows agree to the row.
+
+Every owner of a partition writes under keys of its own, and a reader takes the maximum over all owners: a
+stalled former owner that wakes up cannot lower what its successor wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from pipeline.batches import Run
+from pipeline.codec import decode_control
+from pipeline.processor.leg import Decided
+from pipeline.schemas import SchemaStore
+
+POSITION, SEEN = "position", "seen"
+
+
+class LogRecords(Protocol):
+    """A run of records of a control topic; ``keys`` is None where the topic has none."""
+
+    first_offset: int
+    next_offset: int
+    offsets: object
+    keys: pa.BinaryArray | None
+    values: pa.BinaryArray
+
+
+# (topic, partition, from offset) -> all records up to the end of the log as it was at the call
+Scan = Callable[[str, int, int], AsyncIterator[LogRecords]]
+
+
+@dataclass(frozen=True)
+class RawPartition:
+    """One partition of one incarnation of a raw topic."""
+
+    topic: str
+    topic_id: str
+    partition: int
+
+
+@dataclass
+class PartitionState:
+    """Where to read on. ``next_offset`` None: never read. ``stats_next``: stats before it are delivered."""
+
+    next_offset: int | None = None
+    stats_next: int = 0
+    seen: dict[tuple[int, int], int] = field(default_factory=dict)
+    decided: Decided = Decided()
+    old_keys: list[bytes] = field(default_factory=list)
+    other_incarnations: set[str] = field(default_factory=set)
+
+
+class WatermarkCodec:
+    """State records of one region's watermarks topic, to bytes and back."""
+
+    def __init__(self, schemas: SchemaStore) -> None:
+        self._schemas = schemas
+        self._position = schemas.codec(schemas.latest("control.watermark_position").id)
+        self._entry = schemas.codec(schemas.latest("control.watermark_entry").id)
+
+    def encode(
+        self, raw: RawPartition, owner: str, position: tuple[int, int], seen: dict[tuple[int, int], int]
+    ) -> tuple[pa.BinaryArray, pa.BinaryArray]:
+        """Keys and values for ``position`` = (next raw offset, next stats offset) and the changed entries."""
+        tail = f"{raw.topic}|{raw.topic_id}|{raw.partition}|{owner}"
+        keys = [f"{POSITION}|{tail}", *(f"{SEEN}|{tail}|{spool}|{lane}" for spool, lane in seen)]
+        entries = self._entry.encode(_batch(self._entry.arrow, [list(seen.values())]))
+        head = self._position.encode(_batch(self._position.arrow, [[position[0]], [position[1]]]))
+        return pa.array([key.encode() for key in keys], pa.binary()), pa.concat_arrays([head, entries])
+
+    def merge(self, latest: dict[bytes, bytes], partition: int) -> dict[tuple[str, str], PartitionState]:
+        """States by (topic, topic id) out of the last value of each key of one watermarks partition."""
+        states: dict[tuple[str, str], PartitionState] = {}
+        for key, value in latest.items():
+            kind, topic, topic_id, number, _owner, *identity = key.decode().split("|")
+            if int(number) != partition:
+                continue
+            state = states.setdefault((topic, topic_id), PartitionState())
+            state.old_keys.append(key)
+            _, content = decode_control(self._schemas, value)
+            if kind == POSITION:
+                if state.next_offset is None or content["next_offset"] > state.next_offset:
+                    state.next_offset, state.stats_next = content["next_offset"], content["stats_next"]
+            else:
+                spool_lane = (int(identity[0]), int(identity[1]))
+                state.seen[spool_lane] = max(state.seen.get(spool_lane, 0), content["sequence"])
+        for (topic, topic_id), state in states.items():
+            state.other_incarnations = {i for t, i in states if t == topic and i != topic_id}
+        return states
+
+
+class StateLog:
+    """Loads partition states from the two logs of a region."""
+
+    def __init__(self, schemas: SchemaStore, scan: Scan, watermarks_topic: str, stats_topic: str) -> None:
+        self._schemas = schemas
+        self._scan = scan
+        self._watermarks_topic = watermarks_topic
+        self._stats_topic = stats_topic
+        self.codec = WatermarkCodec(schemas)
+
+    async def load(
+        self, partition: int, raws: Iterable[RawPartition]
+    ) -> tuple[dict[RawPartition, PartitionState], int]:
+        """States of the given raw partitions (all of one number), and the end of their stats log."""
+        latest: dict[bytes, bytes] = {}
+        async for records in self._scan(self._watermarks_topic, partition, 0):
+            if records.keys is not None:
+                latest.update(zip(records.keys.to_pylist(), records.values.to_pylist(), strict=True))
+        known = self.codec.merge({k: v for k, v in latest.items() if v is not None}, partition)
+        states = {}
+        for raw in raws:
+            others = {topic_id for topic, topic_id in known if topic == raw.topic and topic_id != raw.topic_id}
+            state = known.get((raw.topic, raw.topic_id), PartitionState())
+            state.other_incarnations = others
+            states[raw] = state
+        end = await self._load_decided(partition, states)
+        return states, end
+
+    async def _load_decided(self, partition: int, states: dict[RawPartition, PartitionState]) -> int:
+        start = min((state.stats_next for state in states.values()), default=0)
+        end = start
+        by_name = {(raw.topic, raw.topic_id): state for raw, state in states.items()}
+        async for records in self._scan(self._stats_topic, partition, start):
+            for value in records.values.to_pylist():
+                _, stats = decode_control(self._schemas, value)
+                state = by_name.get((stats["raw_topic"], stats["raw_topic_id"]))
+                if state is not None and stats["raw_partition"] == partition:
+                    state.decided = extend(state.decided, state.next_offset or 0, stats)
+            end = max(end, records.next_offset)
+        return end
+
+    async def changed_by_others(self, raw: RawPartition, start: int, end: int) -> bool:
+        """Whether stats records in ``[start, end)`` speak of ``raw``: then someone else works on it."""
+        async for records in self._scan(self._stats_topic, raw.partition, start):
+            for offset, value in zip(records.offsets, records.values.to_pylist(), strict=True):  # type: ignore[call-overload]
+                _, stats = decode_control(self._schemas, value)
+                found = (stats["raw_topic"], stats["raw_topic_id"], stats["raw_partition"])
+                if offset < end and found == (raw.topic, raw.topic_id, raw.partition):
+                    return True
+        return False
+
+
+def extend(decided: Decided, delivered: int, stats: dict) -> Decided:
+    """``decided`` with one more stats record; what an earlier record or a delivery covers stays as it was."""
+    start = max(decided.end, delivered)
+    if stats["next_offset"] <= start:
+        return decided
+    runs = tuple(
+        Run(max(run["first"], start), run["next"], run["outcome"], run["reason"])
+        for run in stats["runs"]
+        if run["next"] > start
+    )
+    return Decided(stats["next_offset"], decided.runs + runs)
+
+
+def _batch(schema: pa.Schema, columns: list[list[int]]) -> pa.RecordBatch:
+    arrays = [pa.array(column, target.type) for column, target in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
