@@ -1,0 +1,341 @@
+"""Avro records to Arrow batches and back, in bulk, proven byte by byte.
+
+Comes in: the bodies of Kafka records, trusted in nothing but their size (the caller bounds it). Goes out: a
+RecordBatch of exactly the schema's Arrow shape, and a reason for each record that is not in it. Invariant: every
+row that comes out was decoded from exactly the bytes of its own record.
+
+How that is proven: the bodies of a batch, behind a count and before a zero, are one Avro array, which the bulk
+decoder reads at millions of rows a second. A malformed record would shift all that follow it, silently. So the
+result is encoded again, and a row counts only when its bytes equal its record's: Avro's canonical encoding is
+injective, so equal bytes are the same datum, wherever the decoder believed itself to be. What is not proven is
+halved and tried again; small remainders go one by one through pipeline.avro, which is strict and slow.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import fastavro
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyruhvro
+
+from pipeline.avro import Malformed, canonicaliser, zigzag
+from pipeline.checks import Reason
+from pipeline.errors import ConfigError, RecordError
+from pipeline.events import LockedSchema
+
+if TYPE_CHECKING:
+    from pipeline.schemas import SchemaStore
+
+FRAME_BYTES = 5
+_SINGLY = 16  # below this many doubtful rows, reading them one by one is cheaper than halving on
+_SLICE_END = 1 << 30
+
+
+class Codec:
+    """Encoder and decoder of one schema id. Holds no state between calls; safe in several threads."""
+
+    def __init__(self, locked: LockedSchema) -> None:
+        self.locked = locked
+        self.arrow: pa.Schema = locked.arrow
+        bare = bare_schema(locked.schema)
+        self._json = json.dumps(bare)
+        self._array_json = json.dumps(
+            {
+                "type": "record",
+                "name": "Batch",
+                "fields": [{"name": "rows", "type": {"type": "array", "items": bare}}],
+            }
+        )
+        self._frame = frame(locked.id)
+        self._canonical = canonicaliser(locked.schema)
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """Each row as one framed record. Raises ConfigError when the batch is not of this schema's shape."""
+        return pc.binary_join_element_wise(pa.scalar(self._frame, pa.binary()), self.encode_bare(batch), b"")
+
+    def encode_bare(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """Each row as Avro without a frame; raises like :meth:`encode`."""
+        if not batch.schema.equals(self.arrow):
+            raise self._misfit("the batch has other columns or types than the schema")
+        for field, column in zip(self.arrow, batch.columns, strict=True):
+            if not field.nullable and column.null_count:
+                raise self._misfit(f"nulls in {field.name}, which the schema does not allow")
+        encoded = self._serialise(batch)
+        if encoded is None:
+            raise self._misfit(
+                "a value has no encoding (an enum symbol the schema does not know, or a null item)"
+            )
+        return encoded
+
+    def decode(self, bodies: pa.BinaryArray) -> tuple[pa.RecordBatch, np.ndarray, dict[int, Reason]]:
+        """The good rows in order, their indices into ``bodies``, and why each other row is bad.
+
+        ``bodies`` are unframed; a null counts as empty. Times beyond what ``datetime`` can hold come out as they
+        are: run the checks before converting them.
+        """
+        if len(bodies) == 0:
+            return self._empty(), np.zeros(0, np.int64), {}
+        if bodies.null_count:
+            bodies = bodies.fill_null(b"")
+        proof = _Proof(np.arange(len(bodies), dtype=np.int64))
+        self._prove(bodies, proof)
+        self._read_singly(bodies, proof)
+        batch, rows = proof.result(self._empty())
+        batch, rows, invalid = _without_invalid_text(batch, rows)
+        proof.bad.update(dict.fromkeys(invalid, Reason.UTF8))
+        return batch, rows, dict(sorted(proof.bad.items()))
+
+    def _prove(self, bodies: pa.BinaryArray, proof: _Proof) -> None:
+        """Bulk-decode, keep what encodes back to the same bytes, halve the rest."""
+        open_rows = [proof.rows]
+        while open_rows:
+            rows = open_rows.pop()
+            part = bodies if len(rows) == len(bodies) else bodies.take(pa.array(rows))
+            batch = self._deserialise(part)
+            encoded = None if batch is None else self._serialise(batch)
+            if batch is not None and encoded is not None:
+                if _same_bytes(encoded, part):
+                    proof.keep(batch, rows)
+                    continue
+                same = pc.equal(encoded, part).to_numpy(zero_copy_only=False)
+                proof.keep(batch.filter(pa.array(same)), rows[same])
+                rows = rows[~same]
+            if len(rows) <= _SINGLY:
+                proof.doubtful.append(rows)
+            else:
+                half = len(rows) // 2
+                open_rows += [rows[half:], rows[:half]]
+
+    def _read_singly(self, bodies: pa.BinaryArray, proof: _Proof) -> None:
+        """Read doubtful rows strictly; what has a canonical form is decoded from that form."""
+        forms, rows = [], []
+        for row in (int(r) for part in proof.doubtful for r in part):
+            try:
+                forms.append(self._canonical(bodies[row].as_py()))
+                rows.append(row)
+            except Malformed as fault:
+                proof.bad[row] = Reason.UTF8 if fault.utf8 else Reason.UNDECODABLE
+        if not rows:
+            return
+        canonical = pa.array(forms, pa.binary())
+        batch = self._deserialise(canonical)
+        encoded = None if batch is None else self._serialise(batch)
+        if batch is not None and encoded is not None and _same_bytes(encoded, canonical):
+            proof.keep(batch, np.array(rows, np.int64))
+        else:
+            proof.bad.update(dict.fromkeys(rows, Reason.UNDECODABLE))
+
+    def _deserialise(self, bodies: pa.BinaryArray) -> pa.RecordBatch | None:
+        """All bodies as one Avro array; None when the decoder fails or finds another number of rows."""
+        try:
+            decoded = pyruhvro.deserialize_array([_one_array(bodies)], self._array_json)
+            items = pa.record_batch(decoded).column(0).flatten()
+            if len(items) != len(bodies):
+                return None
+            columns = [
+                column if column.type == field.type else column.cast(field.type)
+                for field, column in zip(self.arrow, items.flatten(), strict=True)
+            ]
+            return pa.RecordBatch.from_arrays(columns, schema=self.arrow)
+        except BaseException as error:
+            _only_decoder_faults(error)
+            return None
+
+    def _serialise(self, batch: pa.RecordBatch) -> pa.BinaryArray | None:
+        """The rows without frames; None when the encoder refuses one (its message would quote the value)."""
+        try:
+            return pa.array(pyruhvro.serialize_record_batch(batch, self._json, 1)[0])
+        except BaseException as error:
+            _only_decoder_faults(error)
+            return None
+
+    def _empty(self) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self.arrow], schema=self.arrow)
+
+    def _misfit(self, problem: str) -> ConfigError:
+        return ConfigError(problem, operation="encode", place=f"{self.locked.subject} (id {self.locked.id})")
+
+
+class _Proof:
+    """What is settled about the rows of one batch so far."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+        self.doubtful: list[np.ndarray] = []
+        self.bad: dict[int, Reason] = {}
+        self._kept: list[tuple[pa.RecordBatch, np.ndarray]] = []
+
+    def keep(self, batch: pa.RecordBatch, rows: np.ndarray) -> None:
+        """These rows are proven."""
+        if len(rows):
+            self._kept.append((batch, rows))
+
+    def result(self, empty: pa.RecordBatch) -> tuple[pa.RecordBatch, np.ndarray]:
+        """All proven rows in the order they came."""
+        if not self._kept:
+            return empty, np.zeros(0, np.int64)
+        if len(self._kept) == 1:
+            return self._kept[0]
+        rows = np.concatenate([rows for _, rows in self._kept])
+        table = pa.Table.from_batches([batch for batch, _ in self._kept]).combine_chunks()
+        batch = table.to_batches()[0]
+        order = np.argsort(rows)
+        if not (np.diff(order) == 1).all():
+            batch = batch.take(pa.array(order))
+        return batch, rows[order]
+
+
+def frame(schema_id: int) -> bytes:
+    """The five bytes before a body: 0 and the id, big-endian (Confluent wire format, version 0)."""
+    return b"\0" + schema_id.to_bytes(4, "big")
+
+
+def unframe(values: pa.BinaryArray) -> tuple[np.ndarray, pa.BinaryArray]:
+    """Ids (int64; -1 where there is no frame) and bodies (empty there) of framed records."""
+    if len(values) == 0:
+        return np.zeros(0, np.int64), pa.array([], pa.binary())
+    if values.null_count:
+        values = values.fill_null(b"")
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+    data = np.frombuffer(values.buffers()[2] or b"", np.uint8)
+    framed = np.diff(offsets) >= FRAME_BYTES
+    starts = offsets[:-1][framed].astype(np.int64)
+    ids = np.full(len(values), -1, np.int64)
+    parts = [data[starts + i].astype(np.int64) for i in range(FRAME_BYTES)]
+    found = parts[1] << 24 | parts[2] << 16 | parts[3] << 8 | parts[4]
+    ids[framed] = np.where(parts[0] == 0, found, -1)
+    bodies = pc.binary_slice(values, FRAME_BYTES, _SLICE_END)
+    if (ids < 0).any():
+        bodies = pc.if_else(pa.array(ids >= 0), bodies, pa.scalar(b"", pa.binary()))
+    return ids, bodies
+
+
+def bare_schema(avro_type: Any) -> Any:
+    """The schema without docs, tags and other attributes, which no decoder needs and some trip over."""
+    if isinstance(avro_type, list):
+        return [bare_schema(branch) for branch in avro_type]
+    if not isinstance(avro_type, dict):
+        return avro_type
+    bare = {
+        k: avro_type[k] for k in ("type", "name", "namespace", "symbols", "logicalType") if k in avro_type
+    }
+    if "items" in avro_type:
+        bare["items"] = bare_schema(avro_type["items"])
+    if "fields" in avro_type:
+        bare["fields"] = [{"name": f["name"], "type": bare_schema(f["type"])} for f in avro_type["fields"]]
+    return bare
+
+
+def encode_control(store: SchemaStore, name: str, record: dict[str, Any]) -> bytes:
+    """A control record (``stats``, ``quarantine`` …) as a framed value. Times are int µs since the epoch.
+
+    Raises ConfigError when a field is missing, unknown or of another type.
+    """
+    locked = store.latest(f"control.{name}")
+    out = io.BytesIO()
+    out.write(frame(locked.id))
+    try:
+        fastavro.schemaless_writer(out, store.control_parser(locked.id), record, strict=True)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ConfigError(
+            f"the record does not fit its schema ({type(error).__name__})",
+            operation="encode",
+            place=locked.subject,
+        ) from None
+    return out.getvalue()
+
+
+def decode_control(store: SchemaStore, value: bytes) -> tuple[str, dict[str, Any]]:
+    """The name and fields of a control record of any locked version; times come out as int µs.
+
+    Raises RecordError for a value that is none.
+    """
+    schema_id = int.from_bytes(value[1:FRAME_BYTES], "big")
+    if len(value) < FRAME_BYTES or value[0] != 0:
+        raise RecordError("a control record without frame", reason=Reason.FRAMING)
+    try:
+        locked = store.by_id(schema_id)
+    except KeyError:
+        raise RecordError(f"no schema has id {schema_id}", reason=Reason.UNKNOWN_SCHEMA) from None
+    if not locked.subject.startswith("control."):
+        raise RecordError(f"id {schema_id} is no control schema", reason=Reason.UNKNOWN_SCHEMA)
+    body = io.BytesIO(value)
+    body.seek(FRAME_BYTES)
+    try:
+        record = fastavro.schemaless_reader(body, store.control_parser(schema_id), None)
+    except (ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise RecordError(
+            f"{locked.subject} does not decode ({type(error).__name__})", reason=Reason.UNDECODABLE
+        ) from None
+    if body.tell() != len(value) or not isinstance(record, dict):
+        raise RecordError(f"{locked.subject} has bytes left over", reason=Reason.UNDECODABLE)
+    return locked.subject.removeprefix("control."), record
+
+
+def _one_array(bodies: pa.BinaryArray) -> bytes:
+    """Avro's array encoding of the bodies: one block with its count, then the end."""
+    _, offsets_buffer, data_buffer = bodies.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32)
+    first, last = int(offsets[bodies.offset]), int(offsets[bodies.offset + len(bodies)])
+    data = memoryview(data_buffer)[first:last] if data_buffer is not None else b""
+    return b"".join((zigzag(len(bodies)), data, b"\0"))
+
+
+def _same_bytes(a: pa.BinaryArray, b: pa.BinaryArray) -> bool:
+    return a.equals(b)
+
+
+def _only_decoder_faults(error: BaseException) -> None:
+    """Let through what must not be swallowed. A Rust panic arrives as PanicException, a BaseException."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _without_invalid_text(
+    batch: pa.RecordBatch, rows: np.ndarray
+) -> tuple[pa.RecordBatch, np.ndarray, list[int]]:
+    """Take out rows that hold a string which is not UTF-8: the decoder passes it, every later reader would fail."""
+    good = np.ones(len(batch), dtype=bool)
+    spans = [(0, len(batch))]
+    while spans:
+        first, end = spans.pop()
+        if _valid_text(batch.slice(first, end - first)):
+            continue
+        if end - first == 1:
+            good[first] = False
+        else:
+            middle = (first + end) // 2
+            spans += [(first, middle), (middle, end)]
+    if good.all():
+        return batch, rows, []
+    return batch.filter(pa.array(good)), rows[good], rows[~good].tolist()
+
+
+def _valid_text(batch: pa.RecordBatch) -> bool:
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def control_schema(schema: dict[str, Any]) -> Any:
+    """For fastavro: without logical types, so that times stay int µs and cannot overflow a datetime."""
+    return fastavro.parse_schema(_without_logical(bare_schema(schema)))
+
+
+def _without_logical(avro_type: Any) -> Any:
+    if isinstance(avro_type, list):
+        return [_without_logical(branch) for branch in avro_type]
+    if not isinstance(avro_type, dict):
+        return avro_type
+    return {
+        key: [_without_logical(f) for f in value] if key == "fields" else _without_logical(value)
+        for key, value in avro_type.items()
+        if key != "logicalType"
+    }
