@@ -42,7 +42,7 @@ def compiled(event: EventType) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
     def validate(fields: Mapping[str, Any]) -> dict[str, Any]:
         get = fields.get
-        values = {}
+        values: dict[str, Any] = {}
         for name, nullable, convert in plan:
             value = get(name)
             if value is None:
