@@ -1,8 +1,9 @@
 """One event as a producer hands it over, checked before the edge acknowledges it.
 
-Comes in: a mapping of the event's own fields (without the envelope). Goes out: the same values in the types the
-codec writes, every field present and in schema order; or a RecordError that names the field and never its
-value. The rules are those of pipeline.checks, for one row and in plain Python: a caller waits for the answer.
+Comes in: a mapping of the event's own fields (without the envelope). Goes out: the same values in the types
+the codec writes, every field present and in schema order; or a RecordError that names the field and never
+its value. The rules are those of pipeline.checks, for one row and in plain Python: a caller waits for the
+answer.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _INT_BITS = {"int": 31, "long": 63}
 def validate_one(event: EventType, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The typed values of every own field of the event, in schema order; an absent nullable field is None.
 
-    Types: a double takes int and float, a long takes int, neither takes bool; numpy scalars count as what they
-    hold; timestamps are int µs since the epoch or aware datetimes. Raises RecordError with a Reason.
+    Types: a double takes int and float, a long takes int, neither takes bool; numpy scalars count as what
+    they hold; timestamps are int µs since the epoch or aware datetimes. Raises RecordError with a Reason.
     """
     return compiled(event)(fields)
 
@@ -217,7 +218,7 @@ def _refuse(field: str, reason: Reason, problem: str) -> NoReturn:
 
 
 def _refuse_unknown(fields: Mapping[str, Any], names: frozenset[str], place: str) -> NoReturn:
-    """How many, not which: the name of a field nobody declared is the producer's text and may hold anything."""
+    """How many, not which: a name that nobody declared is the producer's text and may hold anything."""
     count = len([name for name in fields if name not in names])
     raise RecordError(
         f"{count} field(s) that {place} does not have",

@@ -1,8 +1,8 @@
 """What a value may be: ranges, finite numbers, plausible times, a jurisdiction that belongs here.
 
-Comes in: a decoded RecordBatch, or one mapping of a producer. Goes out: one code per row (the first check that
-failed), or a RecordError. Used by the edge before it acknowledges and by the processor on what arrives; both
-see the same rules. Messages name the field, never its value.
+Comes in: a decoded RecordBatch, or one mapping of a producer. Goes out: one code per row (the first check
+that failed), or a RecordError. Used by the edge before it acknowledges and by the processor on what
+arrives; both see the same rules. Messages name the field, never its value.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _float_check(field: EventField) -> LeafCheck:
         if column.null_count == len(column):
             return
         values = _numbers(column)
-        # NaN is min and max of what it is in, and makes both comparisons false: a clean column is cleared here.
+        # NaN becomes min and max, and makes both comparisons false: a clean column is cleared here.
         if values.min() >= low and values.max() <= high and (bounded or np.isfinite(values.sum())):
             return
         valid = _valid(column)

@@ -1,14 +1,15 @@
 """Avro records to Arrow batches and back, in bulk, proven byte by byte.
 
 Comes in: the bodies of Kafka records, trusted in nothing but their size (the caller bounds it). Goes out: a
-RecordBatch of exactly the schema's Arrow shape, and a reason for each record that is not in it. Invariant: every
-row that comes out was decoded from exactly the bytes of its own record.
+RecordBatch of exactly the schema's Arrow shape, and a reason for each record that is not in it. Invariant:
+every row that comes out was decoded from exactly the bytes of its own record.
 
-How that is proven: the bodies of a batch, behind a count and before a zero, are one Avro array, which the bulk
-decoder reads at millions of rows a second. A malformed record would shift all that follow it, silently. So the
-result is encoded again, and a row counts only when its bytes equal its record's: Avro's canonical encoding is
-injective, so equal bytes are the same datum, wherever the decoder believed itself to be. What is not proven is
-halved and tried again; small remainders go one by one through pipeline.avro, which is strict and slow.
+How that is proven: the bodies of a batch, behind a count and before a zero, are one Avro array, which the
+bulk decoder reads at millions of rows a second. A malformed record would shift all that follow it,
+silently. So the result is encoded again, and a row counts only when its bytes equal its record's: Avro's
+canonical encoding is injective, so equal bytes are the same datum, wherever the decoder believed itself to
+be. What is not proven is halved and tried again; small remainders go one by one through pipeline.avro,
+which is strict and slow.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Codec:
     def decode(self, bodies: pa.BinaryArray) -> tuple[pa.RecordBatch, np.ndarray, dict[int, Reason]]:
         """The good rows in order, their indices into ``bodies``, and why each other row is bad.
 
-        ``bodies`` are unframed; a null counts as empty. Times beyond what ``datetime`` can hold come out as they
-        are: run the checks before converting them.
+        ``bodies`` are unframed; a null counts as empty. Times beyond what ``datetime`` can hold come out as
+        they are: run the checks before converting them.
         """
         if len(bodies) == 0:
             return self._empty(), np.zeros(0, np.int64), {}
@@ -299,7 +300,7 @@ def _only_decoder_faults(error: BaseException) -> None:
 def _without_invalid_text(
     batch: pa.RecordBatch, rows: np.ndarray
 ) -> tuple[pa.RecordBatch, np.ndarray, list[int]]:
-    """Take out rows that hold a string which is not UTF-8: the decoder passes it, every later reader would fail."""
+    """Take out rows with a string that is not UTF-8: the decoder passes it, every later reader fails."""
     good = np.ones(len(batch), dtype=bool)
     spans = [(0, len(batch))]
     while spans:

@@ -1,8 +1,9 @@
 """What an event is: its fields, what each value may be, and its Arrow shape.
 
-Comes in: an Avro schema as parsed JSON. Goes out: :class:`EventType`, read-only. Invariant: the Arrow schema
-follows from the Avro schema alone: strings and enums are ``string``, ``timestamp-micros`` is ``timestamp[us]``
-without a zone and means UTC, only ``["null", X]`` is nullable at the top, children of nested types always are.
+Comes in: an Avro schema as parsed JSON. Goes out: :class:`EventType`, read-only. Invariant: the Arrow
+schema follows from the Avro schema alone: strings and enums are ``string``, ``timestamp-micros`` is
+``timestamp[us]`` without a zone and means UTC, only ``["null", X]`` is nullable at the top, children of
+nested types always are.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def normal_text(schema: Any) -> str:
 
 
 def text_digest(schema: Any) -> str:
-    """SHA-256 (hex) of :func:`normal_text`; notices changes of tags and docs that Avro's fingerprint ignores."""
+    """SHA-256 (hex) of :func:`normal_text`: notices tags and docs, which Avro's fingerprint ignores."""
     return hashlib.sha256(normal_text(schema).encode()).hexdigest()
 
 
@@ -194,7 +195,8 @@ class EventType:
         """A batch of another version of this event in this version's shape.
 
         Fields this version does not know are dropped, fields the batch does not have are null. Raises
-        ConfigError when such a field is not nullable or a type differs (the lock's evolution rules forbid both).
+        ConfigError when such a field is not nullable or a type differs (the lock's evolution rules forbid
+        both).
         """
         if batch.schema.equals(self.arrow):
             return batch
@@ -220,8 +222,8 @@ class EventType:
 class LockedSchema:
     """One entry of the lock: this id means this schema, for ever.
 
-    ``fingerprint`` is CRC-64-AVRO (hex, big-endian) of the parsing canonical form, ``digest`` the SHA-256 of the
-    whole normalised text.
+    ``fingerprint`` is CRC-64-AVRO (hex, big-endian) of the parsing canonical form, ``digest`` the SHA-256
+    of the whole normalised text.
     """
 
     id: int

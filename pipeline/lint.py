@@ -1,9 +1,10 @@
 """What a schema must be before anything may use it.
 
-Comes in: an Avro schema as parsed JSON. Goes out: sentences, one per fault, each naming the field. Three kinds,
-told apart by the namespace: events (``pipeline.events``), control records (``pipeline.control``), and curated
-schemas (any other). The structural rules keep the decoder safe: no recursion, no item of zero bytes, bounded
-depth. The rules on tags make the policy's type check possible: a value without a tag has no type.
+Comes in: an Avro schema as parsed JSON. Goes out: sentences, one per fault, each naming the field. Three
+kinds, told apart by the namespace: events (``pipeline.events``), control records (``pipeline.control``),
+and curated schemas (any other). The structural rules keep the decoder safe: no recursion, no item of zero
+bytes, bounded depth. The rules on tags make the policy's type check possible: a value without a tag has no
+type.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ _RAW_POSITION = ("raw_partition", "raw_offset")
 # Virtual columns of DuckDB and DuckLake: a field of that name could not be queried.
 _VIRTUAL = {"rowid", "filename", "file_row_number", "file_index", "snapshot_id"}
 # duckdb_keywords(), category "reserved", version 1.5.5.
-_SQL = set(
-    "all analyse analyze and any array as asc asymmetric both case cast check collate column constraint create "
-    "default deferrable desc describe distinct do else end except false fetch for foreign from group having in "
-    "initially intersect into lambda lateral leading limit not null offset on only or order pivot pivot_longer "
-    "pivot_wider placing primary qualify references returning select show some summarize symmetric table then to "
-    "trailing true union unique unpivot using variadic when where window with".split()
+_SQL = frozenset(
+    """all analyse analyze and any array as asc asymmetric both case cast check collate column constraint
+    create default deferrable desc describe distinct do else end except false fetch for foreign from group
+    having in initially intersect into lambda lateral leading limit not null offset on only or order pivot
+    pivot_longer pivot_wider placing primary qualify references returning select show some summarize
+    symmetric table then to trailing true union unique unpivot using variadic when where window with
+    """.split()  # noqa: SIM905
 )
 
 
@@ -219,8 +221,8 @@ def _lint_raw_position(schema: dict[str, Any]) -> list[str]:
 def evolution(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Why records of ``old`` and ``new`` could not be stored side by side; empty when they can.
 
-    Allowed: a new field that is nullable, dropping a field that was nullable, more enum symbols at the end, and
-    any change of docs, tags and ranges (the policy's type check runs again on the new tags).
+    Allowed: a new field that is nullable, dropping a field that was nullable, more enum symbols at the end,
+    and any change of docs, tags and ranges (the policy's type check runs again on the new tags).
     """
     faults = []
     before = {f["name"]: f for f in old["fields"]}

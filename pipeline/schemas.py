@@ -1,7 +1,7 @@
 """The registry: schema files, and the lock that gives each version its id.
 
-Comes in: the ``schemas/`` folder. Goes out: :class:`SchemaStore`. Invariants: an id in ``lock.json`` means one
-schema text for ever, so every record ever written can be read; what runs is exactly what is locked.
+Comes in: the ``schemas/`` folder. Goes out: :class:`SchemaStore`. Invariants: an id in ``lock.json`` means
+one schema text for ever, so every record ever written can be read; what runs is exactly what is locked.
 Subjects: ``<event>``, ``<region>.curated.<event>``, ``control.<name>``.
 """
 
@@ -142,7 +142,7 @@ class SchemaStore:
         return self._control_parsers[schema_id]
 
     def event_of(self, schema_id: int) -> str | None:
-        """The event whose raw records carry this id (any version); None for curated, control and unknown ids."""
+        """The event whose raw records carry this id (any version); None for every other id."""
         entry = self._by_id.get(schema_id)
         return entry.subject if entry is not None and "." not in entry.subject else None
 
@@ -173,9 +173,9 @@ def source_schemas(path: Path) -> dict[str, dict[str, Any]]:
 def lock(path: Path, derived: dict[str, dict[str, Any]], *, breaking: bool = False) -> list[LockedSchema]:
     """Give an id to every schema text that has none; returns the new entries and writes ``lock.json``.
 
-    ``derived``: curated schemas by subject. Ids are never changed or given again, also not after an event's file
-    is gone. Raises ConfigError, and writes nothing, when a raw event's new version could not be read beside its
-    old one, unless ``breaking``.
+    ``derived``: curated schemas by subject. Ids are never changed or given again, also not after an event's
+    file is gone. Raises ConfigError, and writes nothing, when a raw event's new version could not be read
+    beside its old one, unless ``breaking``.
     """
     file = path / LOCK_FILE
     entries = _read_lock(file) if file.exists() else []
