@@ -72,7 +72,9 @@ class EdgeConfig(_Strict):
     forward_bytes_max: Annotated[int, Field(ge=4096)] = 4_194_304  # one forward step per lane
     backoff_min_s: Annotated[float, Field(gt=0)] = 0.1
     backoff_max_s: Annotated[float, Field(gt=0)] = 5.0
-    queue_events_max: Annotated[int, Field(ge=1)] = 200_000  # waiting for a commit; full means the caller waits
+    queue_events_max: Annotated[int, Field(ge=1)] = (
+        200_000  # waiting for a commit; full means the caller waits
+    )
     lanes: tuple[str, ...] = ("urgent", "normal", "bulk")  # index = lane number on the wire
     event_lanes: dict[str, str] = {}  # event -> lane; otherwise "normal"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, written to the run folder

@@ -1,7 +1,7 @@
 """Every metric of every role, in one place.
 
-Names follow the Prometheus conventions: base units, ``_total`` on counters, ``pipeline_`` in front. Labels are
-region, event and the name of a rule, a reason or a lane; never a source, a subject or a field's value.
+Names follow the Prometheus conventions: base units, ``_total`` on counters, ``pipeline_`` in front. Labels
+are region, event and the name of a rule, a reason or a lane; never a source, a subject or a field's value.
 Each role makes its own object on a registry of its own and serves it at ``/metrics``.
 """
 

@@ -78,7 +78,9 @@ class Leg:
         if records.first_offset < decided.end:
             outcomes.decide(decided.end, decided.runs)
         batch, rows = self._decode(records, outcomes)
-        repeats, updates = find_repeats(*(_int64(batch, name) for name in ("spool", "lane", "sequence")), seen)
+        repeats, updates = find_repeats(
+            *(_int64(batch, name) for name in ("spool", "lane", "sequence")), seen
+        )
         outcomes.mark(rows[repeats], REPEAT, "")
         faulty = self._check(batch, rows, outcomes, now_us)
         self._filter(batch, rows, outcomes)

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.codec import encode_control
-from pipeline.errors import OwnershipLost, StoreCorrupt, TransientError
+from pipeline.errors import OwnershipLost, PipelineError, StoreCorrupt, TransientError
 from pipeline.metrics import ProcessorMetrics
 from pipeline.processor.leg import Decided, Landed, Leg, Records
 from pipeline.processor.state import PartitionState, RawPartition, StateLog
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 TopicPartition = tuple[str, int]
 COMMIT_HINT_S = 1.0
 REVOKE_WAIT_S = 3.0
+PAUSE_MAX_S = 5.0
 QUEUED_BATCHES_PER_PARTITION = 1
 BATCHES_IN_FLIGHT = 8  # over all partitions: bounds memory to this many fetches and what they become
 
@@ -87,9 +88,7 @@ class Claim:
     leg: Leg
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     state: PartitionState = field(default_factory=PartitionState)
-    queue: asyncio.Queue[Records] = field(
-        default_factory=lambda: asyncio.Queue(QUEUED_BATCHES_PER_PARTITION)
-    )
+    queue: asyncio.Queue[Records] = field(default_factory=lambda: asyncio.Queue(QUEUED_BATCHES_PER_PARTITION))
     expected: int = 0  # the offset the next batch must start at; anything else was fetched before a seek
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
@@ -135,8 +134,8 @@ class Processor:
                         await self._enqueue(records, stop)
                 await self._revoked(list(self._claims))
                 housekeeping.cancel()
-        except* asyncio.CancelledError:
-            raise
+        except* PipelineError as errors:
+            raise errors.exceptions[0] from None
         finally:
             self._compute.shutdown(wait=True, cancel_futures=True)
 
@@ -160,11 +159,13 @@ class Processor:
             claim = Claim(RawPartition(topic, self._topic_ids[topic], number), self._legs[topic])
             by_number.setdefault(number, []).append(claim)
         for number, claims in by_number.items():
-            await self._load(number, claims)
+            await self._load_patiently(number, claims)
         assert self._group is not None
         for claim in (claim for claims in by_number.values() for claim in claims):
             self._claims[(claim.raw.topic, claim.raw.partition)] = claim
-            claim.task = self._group.create_task(self._work(claim), name=f"{claim.raw.topic}/{claim.raw.partition}")
+            claim.task = self._group.create_task(
+                self._work(claim), name=f"{claim.raw.topic}/{claim.raw.partition}"
+            )
         self.ready.set()
 
     async def _revoked(self, partitions: list[TopicPartition]) -> None:
@@ -178,6 +179,17 @@ class Processor:
             if claim.task is not None:
                 claim.task.cancel()
         await asyncio.gather(*(claim.task for claim in claims if claim.task), return_exceptions=True)
+
+    async def _load_patiently(self, number: int, claims: list[Claim]) -> None:
+        """Load until it works: without its state a partition cannot go on, and nothing is lost by waiting."""
+        pause_s = 0.1
+        while True:
+            try:
+                return await self._load(number, claims)
+            except TransientError as error:
+                log.warning("state not loaded yet: %s", error)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
     async def _load(self, number: int, claims: list[Claim]) -> None:
         """Read the states, take over former owners' entries, and seek."""
@@ -226,19 +238,11 @@ class Processor:
                 except (TransientError, OwnershipLost) as error:
                     log.warning("partition taken up again: %s", error)
                     self._metrics.restarted(type(error).__name__)
-                    pause_s = await self._recover(claim, pause_s)
-
-    async def _recover(self, claim: Claim, pause_s: float) -> float:
-        while True:
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, 5.0)
-            while not claim.queue.empty():
-                claim.queue.get_nowait()
-            try:
-                await self._load(claim.raw.partition, [claim])
-                return pause_s
-            except TransientError as error:
-                log.warning("state not loaded yet: %s", error)
+                    await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                    pause_s = min(pause_s * 2, PAUSE_MAX_S)
+                    while not claim.queue.empty():
+                        claim.queue.get_nowait()
+                    await self._load_patiently(claim.raw.partition, [claim])
 
     async def _process(self, claim: Claim, records: Records) -> None:
         loop = asyncio.get_running_loop()
@@ -264,7 +268,9 @@ class Processor:
         if start >= landed.next_offset:
             return
         number, raw = claim.raw.partition, claim.raw
-        value = pa.array([encode_control(self._schemas, "stats", self._stats(claim, landed, start))], pa.binary())
+        value = pa.array(
+            [encode_control(self._schemas, "stats", self._stats(claim, landed, start))], pa.binary()
+        )
         async with self._stats_locks.setdefault(number, asyncio.Lock()):
             expected = self._stats_ends[number]
             offset = await self._writer.send(self._topics.stats(self._region), number, value)
@@ -348,6 +354,8 @@ class Processor:
 
 def _column(values: Any, length: int, kind: pa.DataType) -> pa.Array:
     if isinstance(values, (str, int)):
-        scalar = pa.scalar(values, pa.int64()).cast(kind) if isinstance(values, int) else pa.scalar(values, kind)
+        scalar = (
+            pa.scalar(values, pa.int64()).cast(kind) if isinstance(values, int) else pa.scalar(values, kind)
+        )
         return pa.repeat(scalar, length)
     return pa.array(values, kind)

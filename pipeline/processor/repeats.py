@@ -40,9 +40,7 @@ def find_repeats(
         for g in np.flatnonzero(broken & named)
     ]
     updates = {
-        key: int(top)
-        for key, top, old in zip(keys, highest, known, strict=True)
-        if key[0] != 0 and top > old
+        key: int(top) for key, top, old in zip(keys, highest, known, strict=True) if key[0] != 0 and top > old
     }
     return np.sort(np.concatenate(repeats)) if repeats else np.empty(0, dtype=np.int64), updates
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.batches import Run
@@ -31,7 +32,7 @@ class LogRecords(Protocol):
 
     first_offset: int
     next_offset: int
-    offsets: object
+    offsets: np.ndarray
     keys: pa.BinaryArray | None
     values: pa.BinaryArray
 
@@ -121,7 +122,9 @@ class StateLog:
         known = self.codec.merge({k: v for k, v in latest.items() if v is not None}, partition)
         states = {}
         for raw in raws:
-            others = {topic_id for topic, topic_id in known if topic == raw.topic and topic_id != raw.topic_id}
+            others = {
+                topic_id for topic, topic_id in known if topic == raw.topic and topic_id != raw.topic_id
+            }
             state = known.get((raw.topic, raw.topic_id), PartitionState())
             state.other_incarnations = others
             states[raw] = state
@@ -144,7 +147,7 @@ class StateLog:
     async def changed_by_others(self, raw: RawPartition, start: int, end: int) -> bool:
         """Whether stats records in ``[start, end)`` speak of ``raw``: then someone else works on it."""
         async for records in self._scan(self._stats_topic, raw.partition, start):
-            for offset, value in zip(records.offsets, records.values.to_pylist(), strict=True):  # type: ignore[call-overload]
+            for offset, value in zip(records.offsets, records.values.to_pylist(), strict=True):
                 _, stats = decode_control(self._schemas, value)
                 found = (stats["raw_topic"], stats["raw_topic_id"], stats["raw_partition"])
                 if offset < end and found == (raw.topic, raw.topic_id, raw.partition):
