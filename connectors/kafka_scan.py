@@ -1,7 +1,7 @@
 """Read one partition from an offset to its present end: how a stage loads what it wrote there before.
 
 Comes in: topic, partition, first offset. Goes out: runs of records, up to the end of the log as it was
-when the reading began. A start below what the topic still holds begins at what is there (compaction, retention).
+when the reading began. A start below what the topic still holds begins at what is there.
 """
 
 from __future__ import annotations

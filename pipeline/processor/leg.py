@@ -73,14 +73,13 @@ class Leg:
     record_bytes_max: int
 
     def process(self, records: Records, seen: Seen, decided: Decided, now_us: int) -> Landed:
-        """Raw records to a :class:`Landed`; deterministic but for ``now_us`` (microseconds since 1970 UTC)."""
+        """Raw records to a :class:`Landed`; deterministic but for ``now_us`` (since 1970, UTC)."""
         outcomes = Outcomes(records.offsets, records.refused)
         if records.first_offset < decided.end:
             outcomes.decide(decided.end, decided.runs)
         batch, rows = self._decode(records, outcomes)
-        repeats, updates = find_repeats(
-            *(_int64(batch, name) for name in ("spool", "lane", "sequence")), seen
-        )
+        spool, lane, sequence = (_int64(batch, name) for name in ("spool", "lane", "sequence"))
+        repeats, updates = find_repeats(spool, lane, sequence, seen)
         outcomes.mark(rows[repeats], REPEAT, "")
         faulty = self._check(batch, rows, outcomes, now_us)
         self._filter(batch, rows, outcomes)

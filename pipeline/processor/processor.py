@@ -201,7 +201,7 @@ class Processor:
                 raise StoreCorrupt(
                     "the topic was deleted and created again, its positions mean other events now",
                     operation="taking a partition", place=f"{claim.raw.topic}/{claim.raw.partition}",
-                    remedy="drain the curated topics and the store of this region first, or use a new topic prefix",
+                    remedy="start this region with a new topic prefix and a new store",
                 )  # fmt: skip
             if claim.state.next_offset is None:
                 key = (claim.raw.topic, number)
@@ -263,14 +263,13 @@ class Processor:
         self._metrics.delivered(event, time.time() - landed.received_us / 1e6)
 
     async def _decide(self, claim: Claim, landed: Landed) -> None:
-        """Append the stats record of all that was not decided before; notice a second owner by its records."""
+        """Append the stats record of what was not decided before; a second owner shows by its records."""
         start = max(landed.first_offset, claim.state.decided.end)
         if start >= landed.next_offset:
             return
         number, raw = claim.raw.partition, claim.raw
-        value = pa.array(
-            [encode_control(self._schemas, "stats", self._stats(claim, landed, start))], pa.binary()
-        )
+        record = encode_control(self._schemas, "stats", self._stats(claim, landed, start))
+        value = pa.array([record], pa.binary())
         async with self._stats_locks.setdefault(number, asyncio.Lock()):
             expected = self._stats_ends[number]
             offset = await self._writer.send(self._topics.stats(self._region), number, value)
@@ -353,9 +352,6 @@ class Processor:
 
 
 def _column(values: Any, length: int, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, (str, int)):
-        scalar = (
-            pa.scalar(values, pa.int64()).cast(kind) if isinstance(values, int) else pa.scalar(values, kind)
-        )
-        return pa.repeat(scalar, length)
-    return pa.array(values, kind)
+    if isinstance(values, int):
+        return pa.repeat(pa.scalar(values, pa.int64()).cast(kind), length)
+    return pa.repeat(pa.scalar(values, kind), length) if isinstance(values, str) else pa.array(values, kind)

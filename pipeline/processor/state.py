@@ -57,7 +57,7 @@ class PartitionState:
     next_offset: int | None = None
     stats_next: int = 0
     seen: dict[tuple[int, int], int] = field(default_factory=dict)
-    decided: Decided = Decided()
+    decided: Decided = field(default_factory=Decided)
     old_keys: list[bytes] = field(default_factory=list)
     other_incarnations: set[str] = field(default_factory=set)
 
@@ -96,8 +96,6 @@ class WatermarkCodec:
             else:
                 spool_lane = (int(identity[0]), int(identity[1]))
                 state.seen[spool_lane] = max(state.seen.get(spool_lane, 0), content["sequence"])
-        for (topic, topic_id), state in states.items():
-            state.other_incarnations = {i for t, i in states if t == topic and i != topic_id}
         return states
 
 
@@ -122,11 +120,8 @@ class StateLog:
         known = self.codec.merge({k: v for k, v in latest.items() if v is not None}, partition)
         states = {}
         for raw in raws:
-            others = {
-                topic_id for topic, topic_id in known if topic == raw.topic and topic_id != raw.topic_id
-            }
             state = known.get((raw.topic, raw.topic_id), PartitionState())
-            state.other_incarnations = others
+            state.other_incarnations = {i for topic, i in known if topic == raw.topic and i != raw.topic_id}
             states[raw] = state
         end = await self._load_decided(partition, states)
         return states, end
