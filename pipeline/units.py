@@ -87,7 +87,8 @@ SPELLINGS = {
     "m_per_s": "m/s", "km_per_h": "km/h", "mi/h": "mph", "psia": "psi", "percent": "%", "ratio": "1",
     "degree": "deg", "degrees": "deg", "°": "deg", "l": "L", "litre": "L", "m³": "m3", "µs": "us",
     "[degF]": "F", "[degR]": "R", "[psi]": "psi", "[ft_i]": "ft", "[mi_i]": "mi", "[mi_i]/h": "mph",
-    "[kn_i]": "kn", "[lb_av]": "lb", "[gal_us]": "gal", "[HP]": "hp", "1/min": "rpm", "m/s²": "m/s2", "m/s^2": "m/s2", "knot": "kn", "volt": "V",
+    "[kn_i]": "kn", "[lb_av]": "lb", "[gal_us]": "gal", "[HP]": "hp",
+    "1/min": "rpm", "m/s²": "m/s2", "m/s^2": "m/s2", "knot": "kn", "volt": "V",
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_a_turbofan_file_without_header_becomes_readings_of_every_channel(events
     path = shared_data("cmapss", f"{name}.txt.gz")
     batches = replay(path, events["machine_reading"], "DE", find_mapping("cmapss", SCHEMAS))
     table = pa.Table.from_batches(batches)
-    expected = np.loadtxt(gzip.open(path))
+    expected = np.loadtxt(path)
     assert len(table) == rows
     for column, name in enumerate(["cycle", "setting_1", "setting_2", "setting_3"], 1):
         np.testing.assert_array_equal(table.column(name).to_numpy(), expected[:, column])
@@ -276,10 +276,9 @@ def test_a_bad_row_stops_with_its_number_and_field_and_no_value(events, tmp_path
     good = b"".join(b"a,%d,1,2026-01-01\n" % n for n in range(1, 100))
     path = written(tmp_path / "f.csv", b"id,n,v,at\n" + good + line + b"\n" + good)
     replayed = Replay(path, events["machine_reading"], machine_mapping(), jurisdiction="DE")
-    taken = []
+    taken: list[int] = []
     with pytest.raises(RecordError) as caught:
-        for batch in replayed:
-            taken += batch.column("cycle").to_pylist()
+        taken.extend(n for batch in replayed for n in batch.column("cycle").to_pylist())
     assert taken == list(range(1, 100))
     assert "row 100" in str(caught.value)
     assert caught.value.field == field
@@ -305,8 +304,10 @@ def test_skipping_counts_every_bad_row_and_keeps_the_order_of_the_others(events,
 
 
 def test_lines_that_are_no_objects_and_values_of_the_wrong_kind_are_counted(events, tmp_path):
-    lines = ['{"id":"a","n":1,"v":1,"at":"2026-01-01"}', "[1]", '{"id":"a","n":"x","v":1,"at":"2026-01-01"}',
-             '{"id":"a","n":2,"v":true,"at":"2026-01-01"}', "{", '{"id":"a","n":3,"v":null,"at":"2026-01-01"}',
+    lines = ['{"id":"a","n":1,"v":1,"at":"2026-01-01"}', "[1]",
+             '{"id":"a","n":"x","v":1,"at":"2026-01-01"}',
+             '{"id":"a","n":2,"v":true,"at":"2026-01-01"}', "{",
+             '{"id":"a","n":3,"v":null,"at":"2026-01-01"}',
              '{"id":"a","n":4,"v":{"x":1},"at":"2026-01-01"}']  # fmt: skip
     path = written(tmp_path / "f.jsonl", "\n".join(lines))
     replayed = Replay(path, events["machine_reading"], machine_mapping(), jurisdiction="DE", on_bad="skip")
