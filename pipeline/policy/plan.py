@@ -1,0 +1,149 @@
+"""A checked flow, compiled: a batch of raw events in, what the destination may hold out.
+
+Comes in: decoded, checked rows of one event type. Goes out: :class:`Applied`. Invariants: same rows and keys
+give the same result; the result has exactly the compiled columns, each with tags the destination may hold,
+looked at again on every batch; whatever goes wrong raises, and the message names fields and never holds a
+value (which is why causes are cut off here).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.events import EventType
+from pipeline.policy.derive import curated_arrow, curated_schema
+from pipeline.policy.filters import Filter, dropped
+from pipeline.policy.keys import KeyStore
+from pipeline.policy.operators import Context, PseudonymParameters
+from pipeline.policy.pack import Pack
+from pipeline.policy.pseudonyms import EpochKind, Epochs, Pseudonymiser, epoch_index, epoch_name
+from pipeline.policy.tags import uncovered
+from pipeline.policy.typecheck import EVENT_TIME, Decision, Flow, check_flow
+
+
+@dataclass(frozen=True)
+class Applied:
+    """``batch``: the curated rows, without raw position. ``kept``: their rows in the input, ascending.
+
+    ``filtered``: rows of the input per filter, ascending and disjoint.
+    """
+
+    batch: pa.RecordBatch
+    kept: np.ndarray
+    filtered: dict[str, np.ndarray]
+
+
+class Plan:
+    """One event on one leg. Reusable over batches, not shared between threads (it remembers pseudonyms)."""
+
+    def __init__(self, pack: Pack, flow: Flow, filters: tuple[Filter, ...], keys: KeyStore) -> None:
+        self.event: EventType = flow.event
+        self.region: str = flow.region
+        self.policy_hash: str = pack.hash
+        self.schema: dict[str, Any] = curated_schema(flow)
+        self.arrow: pa.Schema = curated_arrow(self.schema)
+        self._flow = flow
+        self._filters = filters
+        self._tags = {str(decision.output): decision.result for decision in flow.columns}
+        self._epoch: EpochKind = pack.epoch
+        self._pseudonyms = Pseudonymiser(keys, flow.region, pack.epoch)
+        self._purposes = sorted(
+            {d.parameters.purpose for d in flow.columns if isinstance(d.parameters, PseudonymParameters)}
+        )
+
+    def require_keys(self, now_us: int) -> None:
+        """Ask for the keys of the epoch of ``now_us``; ConfigError when one is missing."""
+        epoch = epoch_name(int(epoch_index(np.array([now_us]), self._epoch)[0]), self._epoch)
+        for purpose in self._purposes:
+            self._pseudonyms.key(purpose, epoch)
+
+    def apply(self, batch: pa.RecordBatch) -> Applied:
+        """Filter, then transform what is left."""
+        filtered = self.filter(batch)
+        if not filtered:
+            return Applied(self.transform(batch), np.arange(len(batch)), filtered)
+        gone = np.concatenate(list(filtered.values()))
+        kept = np.setdiff1d(np.arange(len(batch)), gone, assume_unique=True)
+        return Applied(self.transform(batch.take(pa.array(kept))), kept, filtered)
+
+    def filter(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Rows that each filter drops: ascending, disjoint, filters without any left out."""
+        self._demand_input(batch)
+        try:
+            return dropped(self._filters, batch)
+        except Exception as error:
+            raise self._stop("filter", error) from None
+
+    def transform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Every row through the operators, with the schema :attr:`arrow`. Raises ConfigError, then nothing
+        of the batch may go on: a wrong schema, a missing key, a value an operator cannot work on."""
+        self._demand_input(batch)
+        try:
+            epochs = Epochs(batch.column(EVENT_TIME), self._epoch) if self._purposes else None
+        except Exception as error:
+            raise self._stop(EVENT_TIME, error) from None
+        columns = [self._run(decision, batch, epochs) for decision in self._flow.columns]
+        try:
+            result = pa.RecordBatch.from_arrays(columns, schema=self.arrow)
+            result.validate()
+        except Exception as error:
+            raise self._stop("result", error) from None
+        self._demand_output(result, len(batch))
+        return result
+
+    def _run(self, decision: Decision, batch: pa.RecordBatch, epochs: Epochs | None) -> pa.Array:
+        run = decision.operator.run
+        assert run is not None, "a flow's columns have operators that leave one"
+        context = Context(",".join(sorted(decision.taken)), epochs, self._pseudonyms)
+        try:
+            return run([batch.column(field.name) for field in decision.fields], decision.parameters, context)
+        except PipelineError:
+            raise  # the key store's, already worded: missing, or away for a moment
+        except Exception as error:
+            raise self._stop(f"{decision.operator.name} on {decision.fields[0].name}", error) from None
+
+    def _demand_input(self, batch: pa.RecordBatch) -> None:
+        if not batch.schema.equals(self.event.arrow):
+            raise self._stop("input", "the batch does not have the schema this plan was compiled for")
+
+    def _demand_output(self, result: pa.RecordBatch, rows: int) -> None:
+        """The type check's second half, on what is really there."""
+        if not result.schema.equals(self.arrow) or len(result) != rows:
+            raise self._stop("result", "columns or rows differ from what was compiled")
+        for column in result.schema:
+            tags = self._tags.get(column.name, frozenset())
+            if not tags or uncovered(tags, self._flow.allowed):
+                raise self._stop("result", f"{column.name} has a tag that {self.region} may not hold")
+            if not column.nullable and result.column(column.name).null_count:
+                raise self._stop("result", f"{column.name} has nulls and must not")
+
+    def _stop(self, step: str, why: Exception | str) -> ConfigError:
+        """Types of vendor errors only: their texts quote values."""
+        problem = why if isinstance(why, str) else f"failed ({type(why).__name__})"
+        return ConfigError(
+            f"{step}: {problem}",
+            operation="apply policy",
+            place=f"{self.region}, {self.event.name}",
+            remedy="nothing of this batch has passed",
+        )
+
+
+def compile_plan(
+    pack: Pack, event: EventType, origin: str, destination: str, keys: KeyStore, *, now_us: int | None = None
+) -> Plan:
+    """Type-check the flow of an event and make it runnable.
+
+    Raises ConfigError when the pack has no such leg, when a tag would be left that the destination may not
+    hold, or when a key of the current epoch (of ``now_us``, microseconds since 1970 UTC) is missing. Keys of
+    other epochs are asked for when their events come.
+    """
+    flow = check_flow(pack, event, origin, destination)
+    plan = Plan(pack, flow, pack.leg(origin, destination).event(event.name).filters, keys)
+    plan.require_keys(time.time_ns() // 1000 if now_us is None else now_us)
+    return plan

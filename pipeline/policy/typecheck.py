@@ -1,0 +1,207 @@
+"""The type check: may this event flow to this destination, and what happens to each of its fields?
+
+Comes in: an event type and a leg's rules. Goes out: a :class:`Flow` (one decision per column, in the order of
+the schema) or sentences that say which field, which tag, which rule. It knows nothing of batches or keys, so
+it runs wherever a pack is read. Invariant: a flow without faults leaves no tag that the destination may not
+hold.
+
+Which rule serves a field: its own, if the pack has one; else, for each of its tags, the most specific rule
+that covers it. When these differ, ``drop`` wins, and ``keep`` gives way; two other operators are a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError
+from pipeline.events import EventField, EventType
+from pipeline.policy.operators import Operator, Parameters
+from pipeline.policy.pack import LegRules, Pack, Rule
+from pipeline.policy.tags import covered, most_specific, uncovered
+
+RAW_POSITION = ("raw_partition", "raw_offset")
+EVENT_TIME = "event_time"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one field, or to the fields that an operator takes together.
+
+    ``output`` is the result's column, None when nothing is left; ``rule`` is the rule's place in the pack.
+    """
+
+    fields: tuple[EventField, ...]
+    operator: Operator
+    parameters: Parameters
+    rule: str
+    source: str
+    output: str | None
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """Tags before."""
+        return frozenset().union(*(field.tags for field in self.fields))
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """Tags that the operator discharges."""
+        return frozenset(tag for tag in self.tags if covered(tag, self.operator.takes))
+
+    @property
+    def result(self) -> frozenset[str]:
+        """Tags after."""
+        return (self.tags - self.taken) | self.operator.gives(self.parameters, self.taken)
+
+    @property
+    def nullable(self) -> bool:
+        """Whether the result can be null: when an input can, unless the operator writes a constant."""
+        return self.operator.name != "constant" and any(field.nullable for field in self.fields)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One event on one leg, decided. ``allowed``: tags that its columns may have at the destination."""
+
+    event: EventType
+    region: str
+    decisions: tuple[Decision, ...]
+    allowed: frozenset[str]
+
+    @property
+    def columns(self) -> tuple[Decision, ...]:
+        """The decisions that leave a column."""
+        return tuple(decision for decision in self.decisions if decision.output is not None)
+
+
+def check_flow(pack: Pack, event: EventType, origin: str, destination: str) -> Flow:
+    """The checked flow; ConfigError with every fault when the tags do not fit."""
+    leg = pack.leg(origin, destination)
+    flow, faults = resolve(leg, event, destination)
+    faults = faults or list(flow_faults(flow))
+    if faults:
+        raise ConfigError(
+            "; ".join(faults), operation="policy check", place=f"{origin} to {destination}, {event.name}"
+        )
+    return flow
+
+
+def resolve(leg: LegRules, event: EventType, region: str) -> tuple[Flow, list[str]]:
+    """Which operator each field gets, and why some get none; tags are not judged yet."""
+    faults: list[str] = []
+    found: dict[str, Decision] = {}
+    for field in event.fields:
+        try:
+            rule, place = _rule_for(field, leg, event.name)
+            found[field.name] = _decide(field, rule, place)
+        except ConfigError as error:
+            faults.append(f"{field.name}: {error.problem}")
+    decisions = _join_roles(list(found.values()), faults)
+    return Flow(event, region, tuple(decisions), leg.allowed_for(event.name)), faults
+
+
+def flow_faults(flow: Flow) -> Iterator[str]:
+    """What the types say against a flow: column types, tags that are left, names that clash."""
+    arrow = flow.event.arrow
+    for decision in flow.decisions:
+        names = " and ".join(field.name for field in decision.fields)
+        name = decision.operator.name
+        for field in decision.fields:
+            column = arrow.field(field.name).type
+            if not decision.operator.accepts(column, decision.parameters):
+                yield f"{field.name}: {name} works on {decision.operator.expects}, the field is {column}"
+        if not decision.taken and decision.output:
+            yield f"{names}: {name} takes none of its tags {_list(decision.tags)} (rule {decision.rule})"
+        left = uncovered(decision.result, flow.allowed) if decision.output else ()
+        if left:
+            yield (
+                f"{names}: {name} (rule {decision.rule}) leaves {_list(left)}, and {flow.region} may hold "
+                f"only {_list(flow.allowed)}: use a stronger operator, or drop the field"
+            )
+    outputs = [decision.output for decision in flow.columns] + list(RAW_POSITION)
+    for twice in sorted({str(name) for name in outputs if outputs.count(name) > 1}):
+        yield f"{twice}: two columns of that name would leave; rename or drop one"
+    if left := uncovered({"transport"}, flow.allowed):
+        yield f"{' and '.join(RAW_POSITION)}: {flow.region} must be allowed to hold {_list(left)}"
+    yield from _epoch_faults(flow)
+
+
+def _epoch_faults(flow: Flow) -> Iterator[str]:
+    if any(decision.operator.name == "pseudonymise" for decision in flow.decisions):
+        fields = {field.name: field for field in flow.event.fields}
+        time = fields.get(EVENT_TIME)
+        if time is None or time.kind != "timestamp-micros" or time.nullable:
+            yield f"{EVENT_TIME}: pseudonymise needs it in timestamp-micros, never null: it decides the epoch"
+
+
+def _rule_for(field: EventField, leg: LegRules, event: str) -> tuple[Rule, str]:
+    own = leg.event(event).fields.get(field.name)
+    if own is not None:
+        return own, f"events.{event}.fields.{field.name}"
+    if not field.tags:
+        raise ConfigError("has no tag, so no rule can speak of it; tag it in the schema")
+    served: dict[str, str] = {}
+    for tag in sorted(field.tags):
+        general = most_specific(tag, leg.rules)
+        if general is None:
+            raise ConfigError(f"no rule for tag {tag}: what no rule serves is denied; add one, if to drop it")
+        served[tag] = general
+    return _strongest({general: leg.rules[general] for general in served.values()})
+
+
+def _strongest(rules: dict[str, Rule]) -> tuple[Rule, str]:
+    for general, rule in rules.items():
+        if rule.operator == "drop":
+            return rule, f"rules.{general!r}"
+    working = {general: rule for general, rule in rules.items() if rule.operator != "keep"} or rules
+    distinct = {(rule.operator, str(rule.checked_parameters)) for rule in working.values()}
+    if len(distinct) > 1:
+        raise ConfigError(
+            f"the rules for {_list(working)} ask for different operators; give the field a rule of its own"
+        )
+    general, rule = next(iter(working.items()))
+    return rule, f"rules.{general!r}"
+
+
+def _decide(field: EventField, rule: Rule, place: str) -> Decision:
+    operator = rule.known_operator
+    output = None if operator.run is None else operator.output or field.name
+    if operator.roles and field.role not in operator.roles:
+        raise ConfigError(
+            f"{operator.name} takes fields in the roles {_list(operator.roles)}, this one has "
+            f"{field.role or 'none'} (rule {place}); give it a role in the schema or drop it in the pack"
+        )
+    return Decision((field,), operator, rule.checked_parameters, place, rule.source, output)
+
+
+def _join_roles(decisions: list[Decision], faults: list[str]) -> list[Decision]:
+    """Decisions of one operator that takes several fields together become one, at the place of the first."""
+    joined: list[Decision] = []
+    done: set[str] = set()
+    for decision in decisions:
+        operator = decision.operator
+        if not operator.roles:
+            joined.append(decision)
+            continue
+        if operator.name in done:
+            continue
+        done.add(operator.name)
+        parts = [other for other in decisions if other.operator is operator]
+        by_role = {part.fields[0].role: part.fields[0] for part in parts}
+        same = all(part.parameters == decision.parameters for part in parts)
+        if len(parts) != len(operator.roles) or set(by_role) != set(operator.roles) or not same:
+            names = _list(part.fields[0].name for part in parts)
+            faults.append(
+                f"{names}: {operator.name} takes exactly one field per role {_list(operator.roles)}, with "
+                "the same parameters; drop the rest in the pack"
+            )
+            continue
+        fields = tuple(by_role[role] for role in operator.roles)
+        joined.append(
+            Decision(fields, operator, decision.parameters, decision.rule, decision.source, decision.output)
+        )
+    return joined
+
+
+def _list(names: object) -> str:
+    return ", ".join(sorted(map(str, names))) if names else "nothing"  # type: ignore[call-overload]
