@@ -21,6 +21,14 @@ FIELDS_MAX = 200
 NUMBERS = {"int", "long", "float", "double"}
 _LOGICAL = {"timestamp-micros": "long", "timestamp-millis": "long", "date": "int"}
 _SCALARS = NUMBERS | {"boolean", "string"}
+# Numbers under these tags are codes (an H3 cell, a customer number): without unit and order.
+_CODES = {t for t in TAGS if t.startswith("identifier.")} | {
+    "location.coarse",
+    "pseudonym",
+    "quasi",
+    "category",
+}
+_RANGED = {"measurement", "location.precise"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _RAW_POSITION = ("raw_partition", "raw_offset")
@@ -117,7 +125,7 @@ def _lint_attributes(field: dict[str, Any], path: Path) -> list[str]:
         )
     if not path.tagged:
         return faults
-    return faults + _lint_tags(field, path) + _lint_range(field, kind_of(inner), path)
+    return faults + _lint_tags(field, path) + _lint_range(field, inner, path)
 
 
 def _lint_tags(field: dict[str, Any], path: Path) -> list[str]:
@@ -127,22 +135,24 @@ def _lint_tags(field: dict[str, Any], path: Path) -> list[str]:
     return [f"{path}: unknown tag {tag}; known: {', '.join(TAGS)}" for tag in tags if tag not in TAGS]
 
 
-def _lint_range(field: dict[str, Any], kind: str, path: Path) -> list[str]:
-    low, high = field.get("minimum"), field.get("maximum")
+def _lint_range(field: dict[str, Any], inner: Any, path: Path) -> list[str]:
+    """Unit, minimum and maximum; on an array they speak of its items."""
+    kind = kind_of(inner)
+    while kind == "array":
+        inner = split_null(inner.get("items"))[0]
+        kind = kind_of(inner)
     if kind not in NUMBERS:
-        odd = [a for a in ("minimum", "maximum") if a in field]
-        return [f"{path}: {a} on a {kind}" for a in odd]
-    faults = [] if field.get("unit") else [f'{path}: a number without unit ("1" for a count or ratio)']
-    for label, bound in (("minimum", low), ("maximum", high)):
-        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int | float)):
-            faults.append(f"{path}: {label} is not a number")
-            return faults
-    tags = field.get("confluent:tags") or []
-    if (low is None or high is None) and any(
-        str(t) == "measurement" or str(t).startswith("location") for t in tags
-    ):
+        return [f"{path}: {bound} on a {kind}" for bound in ("minimum", "maximum") if bound in field]
+    tags = {str(tag) for tag in field.get("confluent:tags") or []}
+    low, high = field.get("minimum"), field.get("maximum")
+    faults = []
+    if not field.get("unit") and not tags <= _CODES:
+        faults.append(f'{path}: a number without unit ("1" for a count or ratio)')
+    if any(isinstance(bound, bool) or not isinstance(bound, int | float | None) for bound in (low, high)):
+        faults.append(f"{path}: minimum and maximum are numbers")
+    elif (low is None or high is None) and tags & _RANGED:
         faults.append(f"{path}: a measurement needs minimum and maximum")
-    if low is not None and high is not None and low > high:
+    elif low is not None and high is not None and low > high:
         faults.append(f"{path}: minimum above maximum")
     return faults
 
