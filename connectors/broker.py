@@ -19,19 +19,18 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from connectors.broker_jars import Progress, find_java, resolve_jars
 from connectors.broker_probe import serving_cluster
-from connectors.processes import Launch, ProcessRecord, kill, launch, stop, tail
+from connectors.processes import Launch, ProcessRecord, kill, launch, log_start, stop, tail
 from pipeline.errors import ConfigError, PipelineError, TransientError
 
 HOST = "127.0.0.1"
 # Below every system's range for outgoing connections: a client that dials its dead broker's port could be
 # given that very number as its own, connect to itself, and keep the broker from coming back.
 PORTS = range(20_000, 30_000)
-LOG_BYTES_KEPT = 16 * 1024 * 1024
 # Measured against the JVM's second compiler on two cores: start 1.6 s instead of 3.3 s; CPU for the first
 # 4 million events of 104 bytes 3.3 s instead of 4.3 s, for the second 1.6 s instead of 2.0 s.
 JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError")
@@ -157,12 +156,12 @@ class LocalBroker:
             self.kill9()
             raise
 
-    def stop(self) -> None:
-        """End it in an orderly way, by SIGKILL when that takes too long; nothing when it does not run."""
+    def stop(self) -> bool:
+        """End it in an orderly way, then True; False when the deadline passed and SIGKILL was needed."""
         record = self.record()
-        if record is not None:
-            stop(record, self._options.stop_timeout_s)
+        orderly = record is None or stop(record, self._options.stop_timeout_s)
         self._forget()
+        return orderly
 
     def kill9(self) -> None:
         """SIGKILL, as a crash would: nothing is flushed by Kafka, the data folder stays as it is."""
@@ -191,10 +190,7 @@ class LocalBroker:
         for port in ports:
             _require_free(port)
         command = self._prepare(java, jars, ports)
-        self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        if self._log_start > LOG_BYTES_KEPT:
-            self.log.replace(self.log.with_suffix(".log.1"))
-            self._log_start = 0
+        self._log_start = log_start(self.log)
         # Relative names in the configuration, the folder as working directory: a path may hold any character.
         self._child = launch(
             Launch(
@@ -206,9 +202,9 @@ class LocalBroker:
         )
         if not self._options.detached:
             atexit.register(self.kill9)
-        record = ProcessRecord.of("broker", self._child.pid, self.log, ports[0])
+        record = ProcessRecord.of("broker", self._child.pid, self.log)
         if record is not None:
-            record.write(self._record_path)
+            replace(record, port=ports[0], order=-1).write(self._record_path)  # stopped after all the others
 
     def _prepare(self, java: Path, jars: list[Path], ports: tuple[int, int]) -> list[str]:
         """Write the configuration, format the data folder once; the common part of the command line."""

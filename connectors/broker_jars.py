@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,9 +139,11 @@ def _fetch_all(jars: Sequence[Jar], staging: Path, cache: Path) -> None:
     from jgo.config import GlobalSettings  # only a first run needs them
     from jgo.maven import MavenContext
 
-    repositories = GlobalSettings.load().repositories  # what the user configured, asked before the default
     context = MavenContext(repo_cache=staging, timeout=FETCH_TIMEOUT_S)
-    context.remote_repos = {**repositories, **context.remote_repos}
+    configured = GlobalSettings.load().repositories  # asked first; one named like a default takes its place
+    context.remote_repos = configured | {
+        name: place for name, place in context.remote_repos.items() if name not in configured
+    }
     with ThreadPoolExecutor(FETCH_THREADS, "jars") as pool:
         futures = [pool.submit(_fetch, context, jar, cache) for jar in jars]
         try:
@@ -162,6 +166,7 @@ def _fetch(context: MavenContext, jar: Jar, cache: Path) -> None:
             _log.info("jar %s: attempt %d failed: %s", jar.name, attempt, type(error).__name__)
             partial.unlink(missing_ok=True)  # else the next attempt would take the torn file
             if attempt < FETCH_ATTEMPTS:
+                time.sleep(random.uniform(0.1, 0.3) * attempt)
                 continue
             if isinstance(error, ConfigError):
                 raise

@@ -22,27 +22,32 @@ import psutil
 
 # psutil derives the start time from the boot time, which moves a little when the clock is corrected.
 CREATE_TIME_TOLERANCE_S = 2.0
+LOG_BYTES_KEPT = 16 * 1024 * 1024
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """One started process; ``create_time_s`` is seconds since 1970, ``port`` what it serves (0: nothing)."""
+    """One started process; ``create_time_s`` is seconds since 1970, ``port`` what it serves (0: nothing).
+
+    ``order``: processes are stopped from the highest to the lowest.
+    """
 
     name: str
     pid: int
     create_time_s: float
     log: str
     port: int = 0
+    order: int = 0
 
     @classmethod
-    def of(cls, name: str, pid: int, log: Path, port: int = 0) -> ProcessRecord | None:
+    def of(cls, name: str, pid: int, log: Path) -> ProcessRecord | None:
         """The record of a process now running; None when it has ended already."""
         try:
             created = psutil.Process(pid).create_time()
         except psutil.NoSuchProcess:
             return None
-        return cls(name, pid, created, str(log), port)
+        return cls(name, pid, created, str(log))
 
     @classmethod
     def read(cls, path: Path) -> ProcessRecord | None:
@@ -79,8 +84,10 @@ class ProcessRecord:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a process. ``detached``: it may outlive this one; otherwise it dies with the thread that
-    started it, even when that is killed (Linux; elsewhere only an orderly exit takes it along).
+    """How to start a process; ``env`` is added to ours.
+
+    ``detached``: it may outlive this process. Otherwise it dies with the thread that started it, even when
+    that is killed (Linux; elsewhere nothing takes it along).
     """
 
     argv: Sequence[str]
@@ -100,7 +107,7 @@ def launch(what: Launch) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=what.cwd,
-            env=None if what.env is None else dict(what.env),
+            env={**os.environ, **what.env} if what.env else None,
             start_new_session=True,
             preexec_fn=None if what.detached else _die_with_parent(),
         )
@@ -135,6 +142,15 @@ def kill(record: ProcessRecord) -> None:
         process.wait(30)
     except psutil.NoSuchProcess:
         return
+
+
+def log_start(log: Path) -> int:
+    """Where the next start's lines will begin; a log grown large is put aside first, in place of the last."""
+    size = log.stat().st_size if log.exists() else 0
+    if size <= LOG_BYTES_KEPT:
+        return size
+    log.replace(log.with_name(f"{log.name}.1"))
+    return 0
 
 
 def tail(log: Path, start: int = 0) -> str:

@@ -15,6 +15,7 @@ from connectors.broker import BrokerOptions, LocalBroker
 from connectors.broker_probe import serving_cluster
 from connectors.processes import ProcessRecord
 from pipeline.errors import ConfigError, TransientError
+from pipeline.stack import Stack
 
 pytestmark = pytest.mark.kafka
 
@@ -86,6 +87,17 @@ def test_a_second_start_finds_the_running_one(own_broker: LocalBroker, broker_op
     again.start()
     assert again.record() == record
     assert again.bootstrap == own_broker.bootstrap
+
+
+def test_the_stack_shows_and_stops_a_detached_broker(tmp_path: Path, broker_options: BrokerOptions) -> None:
+    options = replace(broker_options, detached=True)
+    started = LocalBroker(tmp_path, options)
+    assert Stack(tmp_path, started).up([]).started == ("broker",)
+    later = Stack(tmp_path, LocalBroker(tmp_path, options))
+    (shown,) = later.status()
+    assert (shown.name, shown.alive, shown.port) == ("broker", True, started.port)
+    assert later.down() == {"broker": True}
+    assert not started.alive()
 
 
 def test_a_configured_port_that_is_taken_is_refused_by_name(
