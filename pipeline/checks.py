@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.admission import validate_one
+from pipeline.admission import micros, text, validate_one
+from pipeline.errors import RecordError
 from pipeline.events import EventField, EventType
 from pipeline.reasons import DAY_S, MICROS, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, Reason
 
@@ -67,6 +68,7 @@ class Checks:
         self.event = event
         self._age_us = int(limits.event_age_max_s * MICROS)
         self._future_us = int(limits.event_future_max_s * MICROS)
+        self._here_set, self._known_set = jurisdictions, known
         self._here = pa.array(sorted(jurisdictions), pa.string())
         self._known = pa.array(sorted(known), pa.string())
         self._checks: list[Check] = [self._jurisdiction, self._event_time]
@@ -88,6 +90,25 @@ class Checks:
                     codes[hit] = len(reasons)
                     reasons.append((reason, field))
         return Findings(codes, reasons)
+
+    def admit(self, source: Any, event_time: Any, jurisdiction: Any, now_us: int) -> tuple[str, int, str]:
+        """The envelope of one event as a producer gives it: source, event time in µs, jurisdiction.
+
+        The same checks as :meth:`run`, for a caller that waits. Raises RecordError.
+        """
+        source, jurisdiction = text(source, "source"), text(jurisdiction, "jurisdiction")
+        moment = micros(event_time, "event_time")
+        if not source:
+            raise RecordError("the source is empty", reason=Reason.RANGE, field="source")
+        if jurisdiction not in self._here_set:
+            raise _misplaced(jurisdiction, self._known_set)
+        if moment > now_us + self._future_us:
+            problem = f"more than {self._future_us // MICROS} s ahead of this clock"
+            raise RecordError(problem, reason=Reason.TIME_FUTURE, field="event_time")
+        if moment < now_us - self._age_us:
+            problem = f"older than {self._age_us // MICROS} s"
+            raise RecordError(problem, reason=Reason.TIME_ANCIENT, field="event_time")
+        return source, moment, jurisdiction
 
     def _presence(self, batch: pa.RecordBatch, _now_us: int) -> Iterator[tuple[Reason, str, Mask]]:
         """Arrow lets a column that is declared without nulls hold some; the encoder would write nonsense."""
@@ -113,6 +134,16 @@ class Checks:
             yield Reason.TIME_FUTURE, "event_time", micros > latest
         if int(micros.min()) < earliest:
             yield Reason.TIME_ANCIENT, "event_time", micros < earliest
+
+
+def _misplaced(jurisdiction: str, known: frozenset[str]) -> RecordError:
+    if not jurisdiction:
+        problem, reason = "no jurisdiction", Reason.JURISDICTION_MISSING
+    elif jurisdiction not in known:
+        problem, reason = "no policy pack covers this jurisdiction", Reason.JURISDICTION_UNKNOWN
+    else:
+        problem, reason = "the jurisdiction belongs to another region", Reason.JURISDICTION_ELSEWHERE
+    return RecordError(problem, reason=reason, field="jurisdiction", remedy="ISO 3166 code: DE, BR, US-CA")
 
 
 LeafCheck = Callable[[pa.Array], Iterator[tuple[Reason, str, Mask]]]

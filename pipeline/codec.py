@@ -14,27 +14,23 @@ which is strict and slow.
 
 from __future__ import annotations
 
-import io
 import json
-from typing import TYPE_CHECKING, Any
 
-import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyruhvro
 
 from pipeline.avro import Malformed, canonicaliser, zigzag
-from pipeline.checks import Reason
-from pipeline.errors import ConfigError, RecordError
-from pipeline.events import LockedSchema
+from pipeline.control_records import decode_control, encode_control
+from pipeline.errors import ConfigError
+from pipeline.events import LockedSchema, bare_schema
+from pipeline.framing import frame, unframe
+from pipeline.reasons import Reason
 
-if TYPE_CHECKING:
-    from pipeline.schemas import SchemaStore
+__all__ = ["Codec", "decode_control", "encode_control", "frame", "unframe"]
 
-FRAME_BYTES = 5
 _SINGLY = 16  # below this many doubtful rows, reading them one by one is cheaper than halving on
-_SLICE_END = 1 << 30
 
 
 class Codec:
@@ -191,93 +187,6 @@ class _Proof:
         return batch, rows[order]
 
 
-def frame(schema_id: int) -> bytes:
-    """The five bytes before a body: 0 and the id, big-endian (Confluent wire format, version 0)."""
-    return b"\0" + schema_id.to_bytes(4, "big")
-
-
-def unframe(values: pa.BinaryArray) -> tuple[np.ndarray, pa.BinaryArray]:
-    """Ids (int64; -1 where there is no frame) and bodies (empty there) of framed records."""
-    if len(values) == 0:
-        return np.zeros(0, np.int64), pa.array([], pa.binary())
-    if values.null_count:
-        values = values.fill_null(b"")
-    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
-    data = np.frombuffer(values.buffers()[2] or b"", np.uint8)
-    framed = np.diff(offsets) >= FRAME_BYTES
-    starts = offsets[:-1][framed].astype(np.int64)
-    ids = np.full(len(values), -1, np.int64)
-    parts = [data[starts + i].astype(np.int64) for i in range(FRAME_BYTES)]
-    found = parts[1] << 24 | parts[2] << 16 | parts[3] << 8 | parts[4]
-    ids[framed] = np.where(parts[0] == 0, found, -1)
-    bodies = pc.binary_slice(values, FRAME_BYTES, _SLICE_END)
-    if (ids < 0).any():
-        bodies = pc.if_else(pa.array(ids >= 0), bodies, pa.scalar(b"", pa.binary()))
-    return ids, bodies
-
-
-def bare_schema(avro_type: Any) -> Any:
-    """The schema without docs, tags and other attributes, which no decoder needs and some trip over."""
-    if isinstance(avro_type, list):
-        return [bare_schema(branch) for branch in avro_type]
-    if not isinstance(avro_type, dict):
-        return avro_type
-    bare = {
-        k: avro_type[k] for k in ("type", "name", "namespace", "symbols", "logicalType") if k in avro_type
-    }
-    if "items" in avro_type:
-        bare["items"] = bare_schema(avro_type["items"])
-    if "fields" in avro_type:
-        bare["fields"] = [{"name": f["name"], "type": bare_schema(f["type"])} for f in avro_type["fields"]]
-    return bare
-
-
-def encode_control(store: SchemaStore, name: str, record: dict[str, Any]) -> bytes:
-    """A control record (``stats``, ``quarantine`` …) as a framed value. Times are int µs since the epoch.
-
-    Raises ConfigError when a field is missing, unknown or of another type.
-    """
-    locked = store.latest(f"control.{name}")
-    out = io.BytesIO()
-    out.write(frame(locked.id))
-    try:
-        fastavro.schemaless_writer(out, store.control_parser(locked.id), record, strict=True)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ConfigError(
-            f"the record does not fit its schema ({type(error).__name__})",
-            operation="encode",
-            place=locked.subject,
-        ) from None
-    return out.getvalue()
-
-
-def decode_control(store: SchemaStore, value: bytes) -> tuple[str, dict[str, Any]]:
-    """The name and fields of a control record of any locked version; times come out as int µs.
-
-    Raises RecordError for a value that is none.
-    """
-    schema_id = int.from_bytes(value[1:FRAME_BYTES], "big")
-    if len(value) < FRAME_BYTES or value[0] != 0:
-        raise RecordError("a control record without frame", reason=Reason.FRAMING)
-    try:
-        locked = store.by_id(schema_id)
-    except KeyError:
-        raise RecordError(f"no schema has id {schema_id}", reason=Reason.UNKNOWN_SCHEMA) from None
-    if not locked.subject.startswith("control."):
-        raise RecordError(f"id {schema_id} is no control schema", reason=Reason.UNKNOWN_SCHEMA)
-    body = io.BytesIO(value)
-    body.seek(FRAME_BYTES)
-    try:
-        record = fastavro.schemaless_reader(body, store.control_parser(schema_id), None)
-    except (ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise RecordError(
-            f"{locked.subject} does not decode ({type(error).__name__})", reason=Reason.UNDECODABLE
-        ) from None
-    if body.tell() != len(value) or not isinstance(record, dict):
-        raise RecordError(f"{locked.subject} has bytes left over", reason=Reason.UNDECODABLE)
-    return locked.subject.removeprefix("control."), record
-
-
 def _one_array(bodies: pa.BinaryArray) -> bytes:
     """Avro's array encoding of the bodies: one block with its count, then the end."""
     _, offsets_buffer, data_buffer = bodies.buffers()
@@ -323,20 +232,3 @@ def _valid_text(batch: pa.RecordBatch) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def control_schema(schema: dict[str, Any]) -> Any:
-    """For fastavro: without logical types, so that times stay int µs and cannot overflow a datetime."""
-    return fastavro.parse_schema(_without_logical(bare_schema(schema)))
-
-
-def _without_logical(avro_type: Any) -> Any:
-    if isinstance(avro_type, list):
-        return [_without_logical(branch) for branch in avro_type]
-    if not isinstance(avro_type, dict):
-        return avro_type
-    return {
-        key: [_without_logical(f) for f in value] if key == "fields" else _without_logical(value)
-        for key, value in avro_type.items()
-        if key != "logicalType"
-    }

@@ -85,6 +85,22 @@ def arrow_type(avro_type: Any) -> pa.DataType:
     )
 
 
+def bare_schema(avro_type: Any) -> Any:
+    """The schema without docs, tags and other attributes, which no decoder needs and some trip over."""
+    if isinstance(avro_type, list):
+        return [bare_schema(branch) for branch in avro_type]
+    if not isinstance(avro_type, dict):
+        return avro_type
+    bare = {
+        k: avro_type[k] for k in ("type", "name", "namespace", "symbols", "logicalType") if k in avro_type
+    }
+    if "items" in avro_type:
+        bare["items"] = bare_schema(avro_type["items"])
+    if "fields" in avro_type:
+        bare["fields"] = [{"name": f["name"], "type": bare_schema(f["type"])} for f in avro_type["fields"]]
+    return bare
+
+
 def arrow_schema(schema: dict[str, Any]) -> pa.Schema:
     """The exact Arrow schema of batches of this record, without metadata."""
     return pa.schema(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastavro.schema import (
     SchemaParseException,
@@ -20,6 +20,8 @@ from fastavro.schema import (
     to_parsing_canonical_form,
 )
 
+from pipeline.codec import Codec
+from pipeline.control_records import control_schema
 from pipeline.errors import ConfigError
 from pipeline.events import (
     ENVELOPE,
@@ -31,9 +33,6 @@ from pipeline.events import (
     text_digest,
 )
 from pipeline.lint import evolution, lint
-
-if TYPE_CHECKING:
-    from pipeline.codec import Codec
 
 __all__ = [
     "ENVELOPE",
@@ -121,8 +120,8 @@ class SchemaStore:
     def require(self, subject: str, schema: dict[str, Any]) -> LockedSchema:
         """The newest locked version of the subject, which must be exactly this schema.
 
-        For schemas that are derived while running (curated ones): ConfigError when the policy now gives another
-        than the lock holds.
+        For schemas that are derived while running (curated ones): ConfigError when the policy now gives
+        another than the lock holds.
         """
         entry = self.latest(subject)
         if entry.digest != text_digest(schema):
@@ -145,18 +144,19 @@ class SchemaStore:
     def codec(self, schema_id: int) -> Codec:
         """The codec of an id, built once; KeyError for an id that was never given."""
         if schema_id not in self._codecs:
-            from pipeline.codec import Codec  # the codec imports this module's values
-
             self._codecs[schema_id] = Codec(self._by_id[schema_id])
         return self._codecs[schema_id]
 
     def control_parser(self, schema_id: int) -> Any:
         """The parsed schema of a control record, for the codec; built once."""
         if schema_id not in self._control_parsers:
-            from pipeline.codec import control_schema  # as above
-
             self._control_parsers[schema_id] = control_schema(self._by_id[schema_id].schema)
         return self._control_parsers[schema_id]
+
+    def fingerprints(self, event: str) -> dict[bytes, int]:
+        """Ids of the event's raw versions by the 8 bytes of a single-object header; the newest wins."""
+        entries = (entry for entry in self.entries() if entry.subject == event)
+        return {bytes.fromhex(entry.fingerprint)[::-1]: entry.id for entry in entries}
 
     def event_of(self, schema_id: int) -> str | None:
         """The event whose raw records carry this id (any version); None for every other id."""
