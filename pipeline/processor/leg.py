@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batches import FILTERED, QUARANTINED, REPEAT, Outcomes, Run
-from pipeline.checks import Checks, Reason
-from pipeline.codec import Codec, unframe
+from pipeline.checks import Checks
+from pipeline.codec import Codec
+from pipeline.framing import unframe
 from pipeline.policy import Plan
 from pipeline.processor.repeats import Seen, find_repeats
+from pipeline.reasons import Reason
 from pipeline.schemas import EventType
 
 

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.codec import encode_control
+from pipeline.control_records import encode_control
 from pipeline.errors import OwnershipLost, PipelineError, StoreCorrupt, TransientError
 from pipeline.metrics import ProcessorMetrics
 from pipeline.processor.leg import Decided, Landed, Leg, Records

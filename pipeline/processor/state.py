@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.batches import Run
-from pipeline.codec import decode_control
+from pipeline.control_records import decode_control
 from pipeline.processor.leg import Decided
 from pipeline.schemas import SchemaStore
 
@@ -30,11 +30,14 @@ POSITION, SEEN = "position", "seen"
 class LogRecords(Protocol):
     """A run of records of a control topic; ``keys`` is None where the topic has none."""
 
-    first_offset: int
-    next_offset: int
-    offsets: np.ndarray
-    keys: pa.BinaryArray | None
-    values: pa.BinaryArray
+    @property
+    def next_offset(self) -> int: ...
+    @property
+    def offsets(self) -> np.ndarray: ...
+    @property
+    def keys(self) -> pa.BinaryArray | None: ...
+    @property
+    def values(self) -> pa.BinaryArray: ...
 
 
 # (topic, partition, from offset) -> all records up to the end of the log as it was at the call

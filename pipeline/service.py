@@ -1,0 +1,232 @@
+"""The join: the one place where stages meet the adapters they are built with.
+
+Comes in: configuration. Goes out: roles that run until they are told to stop. Everything is a constructor
+argument; there are no globals and no registration by import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from connectors.broker import BrokerOptions, LocalBroker
+from connectors.kafka import KafkaAdmin, KafkaReader, KafkaWriter, ReaderOptions, TopicSpec
+from connectors.kafka_scan import LogScanner
+from connectors.lake import Lake
+from pipeline.checks import Checks
+from pipeline.config import ClusterConfig, Config
+from pipeline.errors import ConfigError
+from pipeline.metrics import ProcessorMetrics, StoreMetrics, serve
+from pipeline.policy import FileKeyStore, Packs, compile_plan, create_keys, curated_subject, load_packs
+from pipeline.policy.door import demand_landable
+from pipeline.processor import Leg, Ports, Processor, StateLog
+from pipeline.schemas import SchemaStore
+from pipeline.stack import announce_ready
+from pipeline.store import StorePlan, StorePorts, StoreWriter
+from pipeline.topics import Topics
+
+log = logging.getLogger(__name__)
+
+
+class Startable(Protocol):
+    """A connection with a beginning and an end."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Startable)
+Work = Callable[[asyncio.Event], Awaitable[None]]  # runs until the event is set
+
+
+@dataclass(frozen=True)
+class Project:
+    """Configuration with everything that is read from files: schemas, packs, topic names."""
+
+    config: Config
+    schemas: SchemaStore
+    packs: Packs
+    topics: Topics
+
+    @classmethod
+    def open(cls, config: Config) -> Project:
+        """Load and cross-check. Raises ConfigError with every fault; nothing has been started then."""
+        folder = config.schemas_path()
+        schemas = SchemaStore.load(folder)
+        packs = load_packs(folder / "policies", schemas.events)
+        for region in config.regions:
+            packs.pack(region)
+        return cls(config, schemas, packs, Topics(config.topic_prefix))
+
+    def cluster(self, region: str) -> ClusterConfig:
+        """How to reach the region's Kafka: as configured, else the local stack's broker."""
+        cluster = self.config.region(region).cluster
+        if cluster.bootstrap:
+            return cluster
+        return cluster.model_copy(update={"bootstrap": self.broker().bootstrap})
+
+    def broker(self, *, detached: bool = True) -> LocalBroker:
+        """The local stack's broker; not started here."""
+        stack = self.config.stack
+        options = BrokerOptions(
+            port=stack.broker_port, heap_mb=stack.broker_heap_mb, start_timeout_s=stack.start_timeout_s,
+            stop_timeout_s=stack.stop_timeout_s, jars=jars_path(), detached=detached,
+        )  # fmt: skip
+        return LocalBroker(self.config.state, options)
+
+    def topic_specs(self, region: str) -> list[TopicSpec]:
+        """All topics of a region. Partition p of each control topic serves partition p of the raw ones."""
+        count, topics = self.config.region(region).partitions, self.topics
+        events = sorted(self.schemas.events)
+        names = [topics.raw(region, event) for event in events]
+        names += [topics.curated(region, event) for event in events]
+        names += [topics.stats(region), topics.quarantine(region)]
+        compacted = [topics.watermarks(region), topics.edges(region)]
+        return [TopicSpec(name, count) for name in names] + [TopicSpec(n, count, True) for n in compacted]
+
+    async def ensure_topics(self, regions: list[str]) -> None:
+        """Make the topics that are missing. Raises ConfigError, TransientError."""
+        for region in regions:
+            async with started(KafkaAdmin(self.cluster(region))) as admin:
+                await admin.ensure_topics(self.topic_specs(region))
+
+    def create_keys(self, regions: list[str]) -> None:
+        """Make the root keys that are missing; one that exists is never touched."""
+        for region in regions:
+            create_keys(self.config.keys_path(region), region, self.packs.pack(region).purposes)
+
+    def leg(self, region: str, event: str) -> Leg:
+        """The landing leg of an event. Raises ConfigError when the policy does not type-check, the curated
+        schema is not the locked one, or a key is missing."""
+        kind = self.schemas.events[event]
+        plan = compile_plan(
+            self.packs.pack(region), kind, region, region, FileKeyStore(self.config.keys_path(region))
+        )
+        locked = self.schemas.latest(curated_subject(region, event))
+        if locked.schema != plan.schema:
+            raise ConfigError(
+                "the policy makes another schema than the locked one", operation="policy",
+                place=f"{region}, {event}", remedy="run `pipeline schema lock`",
+            )  # fmt: skip
+        ids = [entry.id for entry in self.schemas.entries() if self.schemas.event_of(entry.id) == event]
+        checks = Checks(kind, self.config.limits, self.packs.jurisdictions(region), self.packs.known)
+        codecs = {schema_id: self.schemas.codec(schema_id) for schema_id in ids}
+        return Leg(
+            kind, codecs, checks, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max
+        )
+
+    def door(self, region: str) -> Callable[[int], None]:
+        """The type check again, at the store: raises when the region may not hold what a schema id says."""
+        pack = self.packs.pack(region)
+        return lambda schema_id: demand_landable(pack, self.schemas.by_id(schema_id))
+
+
+def jars_path() -> Path:
+    """Where the local broker's jars are kept: beside the project, so that every state folder shares them."""
+    beside = Path(__file__).resolve().parent.parent
+    home = beside if (beside / "pyproject.toml").exists() else Path.cwd()
+    return home / ".pipeline" / "jars"
+
+
+@asynccontextmanager
+async def started(service: S) -> AsyncIterator[S]:
+    """Start now, stop at the end."""
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+async def run_processor(project: Project, region: str, role: Role) -> None:
+    """The landing processor of one region, until told to stop."""
+    config, cluster = project.config, project.cluster(region)
+    registry = CollectorRegistry()
+    legs = {project.topics.raw(region, event): project.leg(region, event) for event in project.schemas.events}
+    async with started(KafkaAdmin(cluster)) as admin:
+        await admin.ensure_topics(project.topic_specs(region))
+        topic_ids = await admin.topic_ids(list(legs))
+    reader = KafkaReader(
+        cluster, f"{config.topic_prefix}{region}.processor", config.limits, ReaderOptions(config.processor)
+    )
+    state = StateLog(
+        project.schemas, LogScanner(cluster, config.limits),
+        project.topics.watermarks(region), project.topics.stats(region),
+    )  # fmt: skip
+    async with started(reader), started(KafkaWriter(cluster)) as writer:
+        processor = Processor(
+            region, legs, topic_ids, Ports(reader, writer, state), project.schemas, project.topics,
+            ProcessorMetrics(registry, region),
+        )  # fmt: skip
+        await role.run(processor.run, processor.ready, registry)
+
+
+async def run_store(project: Project, region: str, role: Role) -> None:
+    """The store writer of one region, until told to stop."""
+    config, cluster = project.config, project.cluster(region)
+    registry = CollectorRegistry()
+    events = tuple(sorted(project.schemas.events))
+    plan = StorePlan(region, events, project.topics, project.door(region), config.flush)
+    lake = Lake(config.store_path(region), region)
+    try:
+        reader = KafkaReader(cluster, f"{config.topic_prefix}{region}.store", config.limits)
+        async with started(KafkaAdmin(cluster)) as admin, started(reader):
+            await admin.ensure_topics(project.topic_specs(region))
+            ports = StorePorts(lake, reader, admin, StoreMetrics(registry, region))
+            writer = StoreWriter(ports, project.schemas, plan)
+            await role.run(writer.run, writer.ready, registry)
+    finally:
+        lake.close()
+
+
+@dataclass(frozen=True)
+class Role:
+    """One process of the pipeline: its name, its ready file, its signals."""
+
+    name: str
+    ready_file: Path
+    metrics_host: str
+    metrics_port: int = 0
+
+    async def run(
+        self,
+        work: Callable[[asyncio.Event], Awaitable[None]],
+        ready: asyncio.Event,
+        registry: CollectorRegistry,
+    ) -> None:
+        """Run ``work`` until SIGTERM or SIGINT; a second one ends the process at once.
+
+        Serves ``/metrics`` meanwhile and announces readiness by the ready file.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, stop, number)
+        with serve(registry, self.metrics_host, self.metrics_port) as port:
+            announcing = asyncio.create_task(self._announce(ready, port))
+            try:
+                await work(stop)
+            finally:
+                announcing.cancel()
+                self.ready_file.unlink(missing_ok=True)
+
+    def _on_signal(self, stop: asyncio.Event, number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        log.info("%s: stopping", self.name)
+        stop.set()
+
+    async def _announce(self, ready: asyncio.Event, port: int) -> None:
+        await ready.wait()
+        self.ready_file.parent.mkdir(parents=True, exist_ok=True)
+        announce_ready(self.ready_file, port)
+        log.info("%s: ready, metrics on port %d", self.name, port)
