@@ -12,77 +12,18 @@ import atexit
 import base64
 import contextlib
 import json
-import random
 import shutil
-import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from connectors.broker_config import HOST, JVM, LOGGING, PROPERTIES, free_ports, is_free, require_free
 from connectors.broker_jars import Progress, find_java, resolve_jars
 from connectors.broker_probe import serving_cluster
 from connectors.processes import Launch, ProcessRecord, kill, launch, log_start, stop, tail
 from pipeline.errors import ConfigError, PipelineError, TransientError
-
-HOST = "127.0.0.1"
-# Below every system's range for outgoing connections: a client that dials its dead broker's port could be
-# given that very number as its own, connect to itself, and keep the broker from coming back.
-PORTS = range(20_000, 30_000)
-# Measured against the JVM's second compiler on two cores: start 1.6 s instead of 3.3 s; CPU for the first
-# 4 million events of 104 bytes 3.3 s instead of 4.3 s, for the second 1.6 s instead of 2.0 s.
-JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError")
-PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-log.dirs={data}
-# One node: nothing can be copied.
-default.replication.factor=1
-offsets.topic.replication.factor=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-# A topic is made on purpose, with its partition count; a mistyped name is an error.
-auto.create.topics.enable=false
-delete.topic.enable=true
-# Time-based retention goes by the records' own times: a replayed recording would be gone at once.
-log.retention.ms=-1
-log.segment.bytes=134217728
-# Small: two shared cores, a few hundred partitions.
-num.network.threads=2
-num.io.threads=4
-background.threads=2
-num.recovery.threads.per.data.dir=1
-log.cleaner.threads=1
-log.cleaner.dedupe.buffer.size=16777216
-offsets.topic.num.partitions=4
-transaction.state.log.num.partitions=4
-share.coordinator.state.topic.num.partitions=1
-# After kill -9 the node waits until its own old session has run out: 9 s by default.
-broker.session.timeout.ms=3000
-broker.heartbeat.interval.ms=500
-# Groups settle at once, and a dead member is noticed as soon as its client asks for.
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-"""
-LOGGING = """\
-status=error
-appender.out.type=Console
-appender.out.name=out
-appender.out.layout.type=PatternLayout
-appender.out.layout.pattern=%d %p %m (%c{1})%n
-rootLogger.level=warn
-rootLogger.appenderRef.out.ref=out
-"""
 
 
 @dataclass(frozen=True)
@@ -188,7 +129,7 @@ class LocalBroker:
         self._home.mkdir(parents=True, exist_ok=True)
         ports = self._ports_kept()
         for port in ports:
-            _require_free(port)
+            require_free(port)
         command = self._prepare(java, jars, ports)
         self._log_start = log_start(self.log)
         # Relative names in the configuration, the folder as working directory: a path may hold any character.
@@ -282,12 +223,12 @@ class LocalBroker:
         kept: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
             kept = json.loads(path.read_text(encoding="utf-8"))
-        free = _free_ports()
+        free = free_ports()
         running = self.alive()
 
         def choose(name: str) -> int:
             port = kept.get(name, 0)
-            return port if port and (running or _is_free(port)) else next(free)
+            return port if port and (running or is_free(port)) else next(free)
 
         self._ports = (self._options.port or choose("broker"), choose("controller"))
         self._home.mkdir(parents=True, exist_ok=True)
@@ -295,29 +236,3 @@ class LocalBroker:
             json.dumps(dict(zip(("broker", "controller"), self._ports, strict=True))), encoding="utf-8"
         )
         return self._ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as candidate:
-        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closing connections do not count
-        try:
-            candidate.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_ports() -> Iterator[int]:
-    for port in random.sample(PORTS, len(PORTS)):
-        if _is_free(port):
-            yield port
-
-
-def _require_free(port: int) -> None:
-    if not _is_free(port):
-        raise ConfigError(
-            f"port {port} is taken",
-            operation="local broker",
-            place=f"{HOST}:{port}",
-            remedy="stop what listens there, or set stack.broker_port to another one (0: a free one)",
-        )
