@@ -1,0 +1,19 @@
+"""The edge: a durable spool that acknowledges, and a forwarder that empties it towards the region's Kafka."""
+
+from pipeline.edge.blocks import Receipt
+from pipeline.edge.client import EdgeClient
+from pipeline.edge.committer import Spool
+from pipeline.edge.ledger import LaneLedger, Loss
+from pipeline.edge.metrics import EdgeMetrics, NoMetrics
+from pipeline.edge.spool import read_ledger
+
+__all__ = [
+    "EdgeClient",
+    "EdgeMetrics",
+    "LaneLedger",
+    "Loss",
+    "NoMetrics",
+    "Receipt",
+    "Spool",
+    "read_ledger",
+]

@@ -1,0 +1,46 @@
+"""What the edge tells a metrics object; the default one does nothing.
+
+Labels are names of events, regions, lanes and reasons, never a value of an event.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class EdgeMetrics(Protocol):
+    """Called from several threads."""
+
+    def accepted(self, event: str, region: str, count: int) -> None:
+        """``count`` events are durable."""
+
+    def rejected(self, event: str, reason: str, count: int) -> None:
+        """``count`` events were refused."""
+
+    def forwarded(self, event: str, region: str, count: int) -> None:
+        """The broker acknowledged ``count`` events."""
+
+    def spool(self, pending: dict[str, int], payload_bytes: int) -> None:
+        """What waits now: events per lane name, bytes in all."""
+
+    def committed(self, seconds: float) -> None:
+        """One group commit, encoding included, took this long."""
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def accepted(self, event: str, region: str, count: int) -> None:
+        """Nothing."""
+
+    def rejected(self, event: str, reason: str, count: int) -> None:
+        """Nothing."""
+
+    def forwarded(self, event: str, region: str, count: int) -> None:
+        """Nothing."""
+
+    def spool(self, pending: dict[str, int], payload_bytes: int) -> None:
+        """Nothing."""
+
+    def committed(self, seconds: float) -> None:
+        """Nothing."""
