@@ -45,6 +45,7 @@ from pipeline.errors import ConfigError, TransientError
 
 _EXISTS = 36
 _UNKNOWN_TOPIC = 3
+_NOT_ALLOWED = (17, 29)  # no valid name, no access
 _WAIT_FACTOR = 3  # topics may take longer than one request: metadata travels to every broker
 
 # A small state topic: read as a whole at every start, so it is compacted soon and in small segments.
@@ -209,12 +210,7 @@ class KafkaAdmin:
         error = for_code(code)
         if getattr(error, "retriable", False):
             return error.__name__
-        raise ConfigError(
-            f"broker refuses ({error.__name__})",
-            operation="create topics",
-            place=self._client.place,
-            remedy="check replication_factor, topic names and the access list",
-        )
+        raise self._refused("create topics", error.__name__)
 
     async def _describe(self, names: Iterable[str]) -> dict[str, TopicState]:
         names = list(names)
@@ -224,6 +220,8 @@ class KafkaAdmin:
         for code, name, topic_id, _, partitions, *_ in (await self._metadata(names)).topics:
             if code == _UNKNOWN_TOPIC:
                 continue
+            if code in _NOT_ALLOWED:
+                raise self._refused("describe topics", for_code(code).__name__)
             led = code == 0 and all(row[0] == 0 and row[2] >= 0 for row in partitions)
             found[name] = TopicState(str(topic_id), len(partitions), led)
         return found
@@ -248,6 +246,14 @@ class KafkaAdmin:
     def _patience(self, operation: str, problem: Any) -> _Patience:
         return _Patience(
             self._cluster.request_timeout_s * _WAIT_FACTOR, operation, self._client.place, problem
+        )
+
+    def _refused(self, operation: str, name: str) -> ConfigError:
+        return ConfigError(
+            f"broker refuses ({name})",
+            operation=operation,
+            place=self._client.place,
+            remedy="check replication_factor, topic names and settings, and the access list",
         )
 
     def _transient(self, operation: str, problem: str) -> TransientError:

@@ -38,7 +38,10 @@ from connectors.kafka_batch import (
 )
 from pipeline.errors import RecordError
 
-_RECORD_OVERHEAD_BYTES = 10  # length 3, attributes 1, offset delta 3, null key 1 or header count and margin
+# At most: length 4, attributes 1, time delta 1, offset delta 3, no key 1, value length 4, header count 1.
+_RECORD_OVERHEAD_BYTES = 15
+_KEY_OVERHEAD_BYTES = 3  # its length takes up to 4 bytes instead of 1
+_TIME_OVERHEAD_BYTES = 9  # a delta of any 64 bits
 _PARSE_STOP_BYTES = 33_554_432  # one Fetched ends after the batch that passes this; the rest waits
 _EMPTY_I64 = np.empty(0, np.int64)
 _NO_VALUES = pa.array([], pa.binary())
@@ -101,11 +104,11 @@ def batch_bounds(columns: Columns, batch_bytes_max: int) -> list[tuple[int, int]
 
     Raises RecordError (oversize) when one record alone does not fit.
     """
-    sizes = _lengths(columns.values).clip(0) + _RECORD_OVERHEAD_BYTES + 3
+    sizes = _lengths(columns.values).clip(0) + _RECORD_OVERHEAD_BYTES
     if columns.keys is not None:
-        sizes = sizes + _lengths(columns.keys).clip(0) + 3
+        sizes = sizes + _lengths(columns.keys).clip(0) + _KEY_OVERHEAD_BYTES
     if columns.timestamps_ms is not None:
-        sizes = sizes + 6
+        sizes = sizes + _TIME_OVERHEAD_BYTES
     room = batch_bytes_max - HEADER_BYTES
     if len(sizes) and int(sizes.max()) > room:
         raise RecordError(
