@@ -226,11 +226,14 @@ class LocalBroker:
         free = free_ports()
         running = self.alive()
 
-        def choose(name: str) -> int:
+        def choose(name: str, other: int = 0) -> int:
             port = kept.get(name, 0)
-            return port if port and (running or is_free(port)) else next(free)
+            if port and port != other and (running or is_free(port)):
+                return port
+            return next(port for port in free if port != other)
 
-        self._ports = (self._options.port or choose("broker"), choose("controller"))
+        port = self._options.port or choose("broker")
+        self._ports = (port, choose("controller", port))
         self._home.mkdir(parents=True, exist_ok=True)
         path.write_text(
             json.dumps(dict(zip(("broker", "controller"), self._ports, strict=True))), encoding="utf-8"

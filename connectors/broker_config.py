@@ -83,7 +83,8 @@ def is_free(port: int) -> bool:
 
 def free_ports() -> Iterator[int]:
     """Free ports, each one once, in an order of its own for each caller."""
-    for port in random.sample(PORTS, len(PORTS)):
+    unseeded = random.SystemRandom()  # two runs of one seeded test must not meet on a port
+    for port in unseeded.sample(PORTS, len(PORTS)):
         if is_free(port):
             yield port
 

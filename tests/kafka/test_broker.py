@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import replace
@@ -122,6 +123,16 @@ def test_a_chosen_port_taken_meanwhile_is_replaced_for_a_new_run(
         taken.listen()
         later = LocalBroker(own_broker.state, broker_options)
         assert later.port != first
+
+
+def test_a_configured_port_that_is_the_controllers_by_now_moves_the_controller(
+    own_broker: LocalBroker, broker_options: BrokerOptions
+) -> None:
+    kept = own_broker.state / "broker" / "ports.json"
+    assert own_broker.port
+    controller = json.loads(kept.read_text())["controller"]
+    assert LocalBroker(own_broker.state, replace(broker_options, port=controller)).port == controller
+    assert json.loads(kept.read_text())["controller"] != controller
 
 
 def test_a_failed_start_says_why_and_leaves_nothing(own_broker: LocalBroker, tmp_path: Path) -> None:
