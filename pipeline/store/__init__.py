@@ -1,0 +1,17 @@
+"""The store of a region: rows and their account, committed together."""
+
+from pipeline.store.account import ACCOUNT_SCHEMA, RawPartition, Source, StatsRecord, StoreState, runs_of
+from pipeline.store.writer import NoMetrics, StorePlan, StorePorts, StoreWriter
+
+__all__ = [
+    "ACCOUNT_SCHEMA",
+    "NoMetrics",
+    "RawPartition",
+    "Source",
+    "StatsRecord",
+    "StorePlan",
+    "StorePorts",
+    "StoreState",
+    "StoreWriter",
+    "runs_of",
+]
