@@ -116,6 +116,7 @@ class StepParameters(Parameters):
 UNIT_US = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 _COARSE_TIME_US = UNIT_US["hour"]  # the vocabulary's meaning of time.coarse
 _STEP_TOLERANCE = 1e-9  # in steps: 0.3 / 0.1 is 2.9999999999999996 and belongs to the step that starts at 0.3
+_ROUNDING = 4 * np.finfo(np.float64).eps  # and what the division itself may be off by
 
 
 def _keep(columns: Sequence[pa.Array], parameters: Parameters, context: Context) -> pa.Array:
@@ -165,14 +166,18 @@ def _generalise_number(columns: Sequence[pa.Array], parameters: StepParameters, 
         below = np.mod(whole, int(parameters.step))
         lower = pc.subtract_checked(pa.array(whole), pa.array(below)).cast(column.type)
     else:
-        steps = np.floor(np.asarray(filled.cast(pa.float64())) / parameters.step + _STEP_TOLERANCE)
-        lower = pa.array(steps * parameters.step).cast(column.type)
+        lower = pa.array(_lower_end(np.asarray(filled.cast(pa.float64())), parameters.step)).cast(column.type)
     return pc.if_else(pc.is_valid(column), lower, None) if column.null_count else lower
 
 
 def floor_to_step(value: float, step: float) -> float:
     """The lower end of the step a number lies in: what generalise_number makes of it."""
-    return float(np.floor(value / step + _STEP_TOLERANCE) * step)
+    return float(_lower_end(np.asarray(value, dtype=np.float64), step))
+
+
+def _lower_end(values: np.ndarray, step: float) -> np.ndarray:
+    steps = values / step
+    return np.floor(steps + _STEP_TOLERANCE + np.abs(steps) * _ROUNDING) * step
 
 
 def _flat(column: pa.DataType, parameters: Any) -> bool:

@@ -3,14 +3,15 @@
 Comes in: decoded, checked rows of one event type. Goes out: :class:`Applied`. Invariants: same rows and keys
 give the same result; the result has exactly the compiled columns, each with tags the destination may hold,
 looked at again on every batch; whatever goes wrong raises, and the message names fields and never holds a
-value (which is why causes are cut off here).
+value.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from pipeline.policy.pack import Pack
 from pipeline.policy.pseudonyms import EpochKind, Epochs, Pseudonymiser, epoch_index, epoch_name
 from pipeline.policy.tags import uncovered
 from pipeline.policy.typecheck import EVENT_TIME, Decision, Flow, check_flow
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -75,38 +78,42 @@ class Plan:
     def filter(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Rows that each filter drops: ascending, disjoint, filters without any left out."""
         self._demand_input(batch)
-        try:
-            return dropped(self._filters, batch)
-        except Exception as error:
-            raise self._stop("filter", error) from None
+        return self._guarded("filter", lambda: dropped(self._filters, batch))
 
     def transform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Every row through the operators, with the schema :attr:`arrow`. Raises ConfigError, then nothing
         of the batch may go on: a wrong schema, a missing key, a value an operator cannot work on."""
         self._demand_input(batch)
-        try:
-            epochs = Epochs(batch.column(EVENT_TIME), self._epoch) if self._purposes else None
-        except Exception as error:
-            raise self._stop(EVENT_TIME, error) from None
+        epochs = self._guarded(EVENT_TIME, lambda: self._epochs(batch))
         columns = [self._run(decision, batch, epochs) for decision in self._flow.columns]
-        try:
-            result = pa.RecordBatch.from_arrays(columns, schema=self.arrow)
-            result.validate()
-        except Exception as error:
-            raise self._stop("result", error) from None
+        result = self._guarded("result", lambda: pa.RecordBatch.from_arrays(columns, schema=self.arrow))
+        self._guarded("result", result.validate)
         self._demand_output(result, len(batch))
         return result
+
+    def _epochs(self, batch: pa.RecordBatch) -> Epochs | None:
+        return Epochs(batch.column(EVENT_TIME), self._epoch) if self._purposes else None
 
     def _run(self, decision: Decision, batch: pa.RecordBatch, epochs: Epochs | None) -> pa.Array:
         run = decision.operator.run
         assert run is not None, "a flow's columns have operators that leave one"
         context = Context(",".join(sorted(decision.taken)), epochs, self._pseudonyms)
+        columns = [batch.column(field.name) for field in decision.fields]
+        return self._guarded(
+            f"{decision.operator.name} on {decision.fields[0].name}",
+            lambda: run(columns, decision.parameters, context),
+        )
+
+    def _guarded(self, step: str, work: Callable[[], Result]) -> Result:
+        """Do it, or stop with the type of the error alone: the texts of kernels quote values."""
         try:
-            return run([batch.column(field.name) for field in decision.fields], decision.parameters, context)
+            return work()
         except PipelineError:
-            raise  # the key store's, already worded: missing, or away for a moment
+            raise  # the key store's, already worded: a key is missing, or the store away for a moment
         except Exception as error:
-            raise self._stop(f"{decision.operator.name} on {decision.fields[0].name}", error) from None
+            kind = type(error).__name__
+        # Raised out here, so that the error carries no context that a log could print.
+        raise self._stop(step, f"failed ({kind})")
 
     def _demand_input(self, batch: pa.RecordBatch) -> None:
         if not batch.schema.equals(self.event.arrow):
@@ -123,9 +130,7 @@ class Plan:
             if not column.nullable and result.column(column.name).null_count:
                 raise self._stop("result", f"{column.name} has nulls and must not")
 
-    def _stop(self, step: str, why: Exception | str) -> ConfigError:
-        """Types of vendor errors only: their texts quote values."""
-        problem = why if isinstance(why, str) else f"failed ({type(why).__name__})"
+    def _stop(self, step: str, problem: str) -> ConfigError:
         return ConfigError(
             f"{step}: {problem}",
             operation="apply policy",
