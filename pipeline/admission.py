@@ -23,6 +23,7 @@ from pipeline.reasons import DAY_S, MICROS, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, 
 Convert = Callable[[Any], Any]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FLOAT_MAX = 3.4028234663852886e38  # the largest that fits 32 bits
 _INT_BITS = {"int": 31, "long": 63}
 
 
@@ -112,8 +113,9 @@ def converter(field: EventField) -> Convert:
 
 def _number(field: EventField) -> Convert:
     name = field.name
-    low = -math.inf if field.minimum is None else field.minimum
-    high = math.inf if field.maximum is None else field.maximum
+    widest = _FLOAT_MAX if field.kind == "float" else math.inf
+    low = max(-widest, -math.inf if field.minimum is None else field.minimum)
+    high = min(widest, math.inf if field.maximum is None else field.maximum)
 
     def convert(value: Any) -> float:
         if type(value) is not float:

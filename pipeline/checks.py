@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.admission import micros, text, validate_one
-from pipeline.errors import RecordError
+from pipeline.admission import validate_one
 from pipeline.events import EventField, EventType
 from pipeline.reasons import DAY_S, MICROS, TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, Reason
 
@@ -68,14 +67,13 @@ class Checks:
         self.event = event
         self._age_us = int(limits.event_age_max_s * MICROS)
         self._future_us = int(limits.event_future_max_s * MICROS)
-        self._here_set, self._known_set = jurisdictions, known
         self._here = pa.array(sorted(jurisdictions), pa.string())
         self._known = pa.array(sorted(known), pa.string())
         self._checks: list[Check] = [self._jurisdiction, self._event_time]
         for index, field in enumerate(event.fields):
             if field.name not in ("jurisdiction", "event_time"):
                 self._checks += [_column_check(index, check) for check in leaf_checks(field)]
-        self._required = [f.name for f in event.fields if not f.nullable]
+        self._required = [f.name for f in event.fields if not f.nullable and f.name != "jurisdiction"]
 
     def run(self, batch: pa.RecordBatch, now_us: int) -> Findings:
         """Check every row; ``batch`` has the event's Arrow schema, ``now_us`` is µs since the epoch."""
@@ -91,25 +89,6 @@ class Checks:
                     reasons.append((reason, field))
         return Findings(codes, reasons)
 
-    def admit(self, source: Any, event_time: Any, jurisdiction: Any, now_us: int) -> tuple[str, int, str]:
-        """The envelope of one event as a producer gives it: source, event time in µs, jurisdiction.
-
-        The same checks as :meth:`run`, for a caller that waits. Raises RecordError.
-        """
-        source, jurisdiction = text(source, "source"), text(jurisdiction, "jurisdiction")
-        moment = micros(event_time, "event_time")
-        if not source:
-            raise RecordError("the source is empty", reason=Reason.RANGE, field="source")
-        if jurisdiction not in self._here_set:
-            raise _misplaced(jurisdiction, self._known_set)
-        if moment > now_us + self._future_us:
-            problem = f"more than {self._future_us // MICROS} s ahead of this clock"
-            raise RecordError(problem, reason=Reason.TIME_FUTURE, field="event_time")
-        if moment < now_us - self._age_us:
-            problem = f"older than {self._age_us // MICROS} s"
-            raise RecordError(problem, reason=Reason.TIME_ANCIENT, field="event_time")
-        return source, moment, jurisdiction
-
     def _presence(self, batch: pa.RecordBatch, _now_us: int) -> Iterator[tuple[Reason, str, Mask]]:
         """Arrow lets a column that is declared without nulls hold some; the encoder would write nonsense."""
         for name in self._required:
@@ -118,7 +97,7 @@ class Checks:
                 yield Reason.FIELD_MISSING, name, ~_valid(column)
 
     def _jurisdiction(self, batch: pa.RecordBatch, _now_us: int) -> Iterator[tuple[Reason, str, Mask]]:
-        column = batch.column("jurisdiction")
+        column = batch.column("jurisdiction").fill_null("")
         elsewhere = pc.invert(pc.is_in(column, value_set=self._here))
         if not pc.any(elsewhere).as_py():
             return
@@ -128,22 +107,15 @@ class Checks:
         yield Reason.JURISDICTION_ELSEWHERE, "jurisdiction", _mask(elsewhere)
 
     def _event_time(self, batch: pa.RecordBatch, now_us: int) -> Iterator[tuple[Reason, str, Mask]]:
-        micros = _numbers(batch.column("event_time").cast(pa.int64()))
+        column = batch.column("event_time")
+        if column.null_count == len(column):
+            return
+        micros = _numbers(column.cast(pa.int64()))
         latest, earliest = now_us + self._future_us, now_us - self._age_us
         if int(micros.max()) > latest:
             yield Reason.TIME_FUTURE, "event_time", micros > latest
         if int(micros.min()) < earliest:
             yield Reason.TIME_ANCIENT, "event_time", micros < earliest
-
-
-def _misplaced(jurisdiction: str, known: frozenset[str]) -> RecordError:
-    if not jurisdiction:
-        problem, reason = "no jurisdiction", Reason.JURISDICTION_MISSING
-    elif jurisdiction not in known:
-        problem, reason = "no policy pack covers this jurisdiction", Reason.JURISDICTION_UNKNOWN
-    else:
-        problem, reason = "the jurisdiction belongs to another region", Reason.JURISDICTION_ELSEWHERE
-    return RecordError(problem, reason=reason, field="jurisdiction", remedy="ISO 3166 code: DE, BR, US-CA")
 
 
 LeafCheck = Callable[[pa.Array], Iterator[tuple[Reason, str, Mask]]]
@@ -174,12 +146,28 @@ def leaf_checks(field: EventField) -> list[LeafCheck]:
     if kind == "enum":
         return [_enum_check(field)]
     if kind == "array":
-        return [_items_check(check) for check in leaf_checks(field.item())]
+        return [_items_check(check) for check in _nested_checks(field.item())]
     if kind == "record":
         return [
-            _child_check(i, check) for i, child in enumerate(field.children()) for check in leaf_checks(child)
+            _child_check(i, check)
+            for i, child in enumerate(field.children())
+            for check in _nested_checks(child)
         ]
     return [_source_check] if field.name == "source" else []
+
+
+def _nested_checks(field: EventField) -> list[LeafCheck]:
+    return leaf_checks(field) if field.nullable else [_null_check(field.name), *leaf_checks(field)]
+
+
+def _null_check(name: str) -> LeafCheck:
+    """Inside lists and structs Arrow declares nothing, so nulls are looked for where the schema has none."""
+
+    def check(column: pa.Array) -> Iterator[tuple[Reason, str, Mask]]:
+        if column.null_count:
+            yield Reason.FIELD_MISSING, name, ~_valid(column)
+
+    return check
 
 
 def _float_check(field: EventField) -> LeafCheck:
@@ -190,7 +178,7 @@ def _float_check(field: EventField) -> LeafCheck:
     def check(column: pa.Array) -> Iterator[tuple[Reason, str, Mask]]:
         if column.null_count == len(column):
             return
-        values = _numbers(column)
+        values = _numbers(column).astype(np.float64, copy=False)
         # NaN becomes min and max, and makes both comparisons false: a clean column is cleared here.
         if values.min() >= low and values.max() <= high and (bounded or np.isfinite(values.sum())):
             return
@@ -259,7 +247,9 @@ def _items_check(check: LeafCheck) -> LeafCheck:
 
 def _child_check(index: int, check: LeafCheck) -> LeafCheck:
     def run(column: pa.Array) -> Iterator[tuple[Reason, str, Mask]]:
-        return check(pc.struct_field(column, [index]))
+        valid = _valid(column)
+        for reason, field, failed in check(pc.struct_field(column, [index])):
+            yield reason, field, failed & valid
 
     return run
 

@@ -15,6 +15,7 @@ which is strict and slow.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ import pyruhvro
 from pipeline.avro import Malformed, canonicaliser, zigzag
 from pipeline.control_records import decode_control, encode_control
 from pipeline.errors import ConfigError
-from pipeline.events import LockedSchema, bare_schema
+from pipeline.events import LockedSchema, bare_schema, kind_of, split_null
 from pipeline.framing import frame, unframe
 from pipeline.reasons import Reason
 
@@ -59,14 +60,12 @@ class Codec:
         """Each row as Avro without a frame; raises like :meth:`encode`."""
         if not batch.schema.equals(self.arrow):
             raise self._misfit("the batch has other columns or types than the schema")
-        for field, column in zip(self.arrow, batch.columns, strict=True):
-            if not field.nullable and column.null_count:
-                raise self._misfit(f"nulls in {field.name}, which the schema does not allow")
+        for field, column in zip(self.locked.schema["fields"], batch.columns, strict=True):
+            if _has_stray_null(column, field["type"]):
+                raise self._misfit(f"nulls in {field['name']}, where the schema does not allow them")
         encoded = self._serialise(batch)
         if encoded is None:
-            raise self._misfit(
-                "a value has no encoding (an enum symbol the schema does not know, or a null item)"
-            )
+            raise self._misfit("a value has no encoding: an enum symbol that the schema does not know")
         return encoded
 
     def decode(self, bodies: pa.BinaryArray) -> tuple[pa.RecordBatch, np.ndarray, dict[int, Reason]]:
@@ -185,6 +184,21 @@ class _Proof:
         if not (np.diff(order) == 1).all():
             batch = batch.take(pa.array(order))
         return batch, rows[order]
+
+
+def _has_stray_null(column: pa.Array, avro_type: Any) -> bool:
+    """Whether a null lies where the schema has none: the encoder would write some value in its place."""
+    inner, nullable = split_null(avro_type)
+    if not nullable and column.null_count:
+        return True
+    kind = kind_of(inner)
+    if kind == "array":
+        return _has_stray_null(pc.list_flatten(column), inner["items"])
+    if kind == "record":
+        present = column.drop_null()
+        children = (pc.struct_field(present, [i]) for i in range(len(inner["fields"])))
+        return any(_has_stray_null(c, f["type"]) for c, f in zip(children, inner["fields"], strict=True))
+    return False
 
 
 def _one_array(bodies: pa.BinaryArray) -> bytes:
