@@ -115,7 +115,11 @@ def test_a_plan_gives_exactly_the_columns_of_its_schema(region, name):
         ("raw_partition", "int"),
         ("raw_offset", "long"),
     ]
-    assert all(f["confluent:tags"] and f["doc"] for f in schema["fields"])
+    assert all(f["doc"] for f in schema["fields"])
+    columns = check_flow(PACKS.pack(region), EVENTS[name], region, region).columns
+    expected = [(d.output, sorted(d.result)) for d in columns]
+    expected += [("raw_partition", ["transport"]), ("raw_offset", ["transport"])]
+    assert [(f["name"], f["confluent:tags"]) for f in schema["fields"]] == expected
     assert derived_schemas(PACKS, EVENTS)[f"{region}.curated.{name}"] == schema
     whole = arrow_schema(schema)
     assert pa.schema(pyruhvro.avro_to_arrow_schema(json.dumps(schema))).equals(whole)
@@ -287,3 +291,16 @@ def test_an_operator_that_gives_another_type_or_length_or_null_passes_nothing():
         )
         with pytest.raises(ConfigError, match="nothing of this batch has passed"):
             plan.transform(small_batch([{}, {}]))
+
+
+def test_operators_that_lose_a_row_together_pass_nothing():
+    def shorter(run):
+        return lambda columns, parameters, context: run(columns, parameters, context).slice(1)
+
+    flow = check_flow(pack(), event(), "eu", "eu")
+    lossy = tuple(
+        replace(d, operator=replace(d.operator, run=shorter(d.operator.run))) if d.output else d
+        for d in flow.decisions
+    )
+    with pytest.raises(ConfigError, match="columns or rows differ from what was compiled"):
+        Plan(pack(), replace(flow, decisions=lossy), (), Keys()).transform(small_batch([{}, {}]))
