@@ -74,7 +74,7 @@ class AccountTotals:
 
 @dataclass(frozen=True)
 class RowTotals:
-    """Rows of one (event, raw partition), below ``accounted`` and beyond; ``distinct`` positions if counted."""
+    """Rows of one (event, raw partition), below ``accounted`` and beyond; ``distinct`` positions."""
 
     below: int
     ahead: int

@@ -50,7 +50,7 @@ Parameters = Sequence[object] | dict[str, object]
 class ReadLimits:
     """Bounds of one reader; ``timeout_s`` of one query, ``lock_wait_s`` of waiting for the catalogue."""
 
-    duck: DuckLimits = field(default_factory=DuckLimits)
+    duck: DuckLimits = field(default_factory=lambda: DuckLimits(threads=2))
     timeout_s: float = 60.0
     lock_wait_s: float = 10.0
 

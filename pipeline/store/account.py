@@ -214,6 +214,7 @@ class StatsEntry:
     """What one commit adds to one raw partition's account: a contiguous range under one policy."""
 
     event: str
+    policy_hash: str
     first: int
     next: int
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -231,7 +232,7 @@ class StatsEntry:
                 self.runs.append(run)
         self.next = record.next
 
-    def columns(self, raw: RawPartition, policy_hash: str) -> dict[str, Any]:
+    def columns(self, raw: RawPartition) -> dict[str, Any]:
         """Its columns of ACCOUNT_SCHEMA."""
         totals: Counter[str] = Counter()
         for (outcome, _), count in self.counts.items():
@@ -241,7 +242,7 @@ class StatsEntry:
             "raw_partition": raw.partition, "first_accounted": self.first, "next_accounted": self.next,
             "passed": totals[PASSED], "filtered": totals[FILTERED], "quarantined": totals[QUARANTINED],
             "repeats": totals[REPEAT], "details": details(self.first, self.counts, self.runs),
-            "policy_hash": policy_hash,
+            "policy_hash": self.policy_hash,
         }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ the other way round, because both leave together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -51,8 +51,7 @@ class Buffer:
         self._flush = flush
         self._batches: dict[str, list[pa.RecordBatch]] = {}
         self._rows: dict[Source, RowsEntry] = {}
-        self._stats: dict[tuple[Source, RawPartition, str], StatsEntry] = {}
-        self._bare: set[Source] = set()  # stats sources that moved without anything to account for
+        self._stats: dict[Source, dict[RawPartition, list[StatsEntry]]] = {}
         self._opened_at: float | None = None
         self.expected: dict[Source, int] = {}  # positions before this commit, of the sources it moves
         self.reached: dict[Source, int] = {}  # and after it
@@ -80,17 +79,13 @@ class Buffer:
 
     def add_stats(self, source: Source, records: Sequence[StatsRecord]) -> None:
         """Applied stats of a stats source, possibly none; call :meth:`advance` for it as well."""
+        by_raw = self._stats.setdefault(source, {})
         for record in records:
-            key = (source, record.raw, record.policy_hash)
-            entry = self._stats.get(key)
-            if entry is not None and entry.next != record.first:
-                key = (source, record.raw, f"{record.policy_hash}@{record.first}")  # policies took turns
-                entry = None
-            if entry is None:
-                entry = self._stats[key] = StatsEntry(record.event, record.first, record.first)
-            entry.add(record)
+            entries = by_raw.setdefault(record.raw, [])
+            if not entries or entries[-1].policy_hash != record.policy_hash:
+                entries.append(StatsEntry(record.event, record.policy_hash, record.first, record.first))
+            entries[-1].add(record)
             self.byte_count += RUN_BYTES * (len(record.runs) + 4)
-        self._bare.add(source)
 
     def trigger(self, now_s: float) -> str | None:
         """Why to commit now: ``rows``, ``bytes`` or ``age``; None: not yet."""
@@ -135,7 +130,7 @@ class Buffer:
                     tables[event] = pa.concat_tables(
                         [pa.Table.from_batches([batch]) for batch in batches], promote_options="default"
                     )
-                except pa.ArrowInvalid as error:
+                except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                     raise ConfigError(
                         "two versions of the curated schema give a column different types",
                         operation="storing", place=event,
@@ -145,19 +140,18 @@ class Buffer:
     def account(self, committed_us: int) -> pa.Table:
         """One row per source, or per raw partition of a stats source; ``committed_us`` since 1970 UTC."""
         rows = [(source, entry.columns(source)) for source, entry in self._rows.items()]
-        told = set()
-        for (source, raw, policy_hash), stats in self._stats.items():
-            rows.append((source, stats.columns(raw, policy_hash.partition("@")[0])))
-            told.add(source)
-        rows += [(source, {"kind": STATS}) for source in self._bare - told]
+        for source, by_raw in self._stats.items():
+            applied = [stats.columns(raw) for raw, entries in by_raw.items() for stats in entries]
+            rows += [(source, columns) for columns in applied or [{"kind": STATS}]]
         values = [
             {
-                **columns, "cluster_id": source.cluster_id, "topic": source.topic,
-                "topic_id": source.topic_id, "partition": source.partition, "next_position": self.reached[source],
+                **columns,
+                **asdict(source),
+                "next_position": self.reached[source],
                 "committed_time": committed_us,
             }
             for source, columns in rows
-        ]  # fmt: skip
+        ]
         columns = {
             column.name: pa.array([value.get(column.name) for value in values], column.type)
             for column in ACCOUNT_SCHEMA
