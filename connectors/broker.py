@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
-import json
 import shutil
 import subprocess
 import time
@@ -19,7 +18,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from connectors.broker_config import HOST, JVM, LOGGING, PROPERTIES, free_ports, is_free, require_free
+from connectors.broker_config import HOST, JVM, LOGGING, PROPERTIES, Ports, is_free, require_free
 from connectors.broker_jars import Progress, find_java, resolve_jars
 from connectors.broker_probe import serving_cluster
 from connectors.processes import Launch, ProcessRecord, kill, launch, log_start, stop, tail
@@ -50,15 +49,17 @@ class LocalBroker:
         self._home = self.state / "broker"
         self._record_path = self.state / "run" / "broker.json"
         self._jars = (self._options.jars or state / "jars").resolve()
-        self._ports: tuple[int, int] | None = None
+        self._ports_path = self._home / "ports.json"
+        self._ports: Ports | None = None
+        self._told = False  # whether this object's address may be in use: then it must not change
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where this start's lines begin
         self.log = self._home / "kafka.log"
 
     @property
     def port(self) -> int:
-        """Where clients connect; fixed by the first call."""
-        return self._ports_kept()[0]
+        """Where clients connect. Known before the start; settled by it."""
+        return self._known_ports().broker
 
     @property
     def bootstrap(self) -> str:
@@ -87,11 +88,13 @@ class LocalBroker:
         """Return when it takes work; at once when it does already. Blocks; downloads at the first use ever.
 
         Raises ConfigError (port taken, jar not the pinned one, no Java) and TransientError (did not come up
-        in time; the message ends with the log's last lines). After an error no process is left.
+        in time; the message ends with the log's last lines). After an error nothing that it started is left.
         """
-        if not self.alive():
-            self._launch(progress)
+        if self.alive():
+            self._wait_until_ready()
+            return
         try:
+            self._launch(progress)
             self._wait_until_ready()
         except BaseException:
             self.kill9()
@@ -127,9 +130,7 @@ class LocalBroker:
         java = find_java()
         jars = resolve_jars(self._jars, progress)
         self._home.mkdir(parents=True, exist_ok=True)
-        ports = self._ports_kept()
-        for port in ports:
-            require_free(port)
+        ports = self._ports_for_start()
         command = self._prepare(java, jars, ports)
         self._log_start = log_start(self.log)
         # Relative names in the configuration, the folder as working directory: a path may hold any character.
@@ -145,11 +146,13 @@ class LocalBroker:
             atexit.register(self.kill9)
         record = ProcessRecord.of("broker", self._child.pid, self.log)
         if record is not None:
-            replace(record, port=ports[0], order=-1).write(self._record_path)  # stopped after all the others
+            replace(record, port=ports.broker, order=-1).write(
+                self._record_path
+            )  # stopped after all the others
 
-    def _prepare(self, java: Path, jars: list[Path], ports: tuple[int, int]) -> list[str]:
+    def _prepare(self, java: Path, jars: list[Path], ports: Ports) -> list[str]:
         """Write the configuration, format the data folder once; the common part of the command line."""
-        values = {"port": ports[0], "controller": ports[1]}
+        values = {"port": ports.broker, "controller": ports.controller}
         (self._home / "log4j2.properties").write_text(LOGGING, encoding="utf-8")
         (self._home / "server.properties").write_text(
             PROPERTIES.format(data="data", **values), encoding="utf-8"
@@ -215,27 +218,25 @@ class LocalBroker:
             self._child = None
         atexit.unregister(self.kill9)
 
-    def _ports_kept(self) -> tuple[int, int]:
-        """(broker, controller): this object's, else the folder's, else free ones, noted in the folder."""
-        if self._ports is not None:
-            return self._ports
-        path = self._home / "ports.json"
-        kept: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        free = free_ports()
-        running = self.alive()
-
-        def choose(name: str, other: int = 0) -> int:
-            port = kept.get(name, 0)
-            if port and port != other and (running or is_free(port)):
-                return port
-            return next(port for port in free if port != other)
-
-        port = self._options.port or choose("broker")
-        self._ports = (port, choose("controller", port))
-        self._home.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(dict(zip(("broker", "controller"), self._ports, strict=True))), encoding="utf-8"
-        )
+    def _known_ports(self) -> Ports:
+        """The ports of this state folder: kept ones, else drawn and kept from now on. Looks at no socket."""
+        if self._ports is None:
+            wanted, kept = self._options.port, Ports.read(self._ports_path)
+            if kept is None or (wanted not in (0, kept.broker) and not self.alive()):
+                kept = Ports.draw(broker=wanted, controller=kept.controller if kept else 0)
+                kept.write(self._ports_path)
+            self._ports = kept
         return self._ports
+
+    def _ports_for_start(self) -> Ports:
+        """The known ports, free ones. What nobody was told yet is drawn anew when it is taken meanwhile."""
+        ports = self._known_ports()
+        told = self._options.port != 0 or self._told
+        if told:
+            require_free(ports.broker)
+        if not (is_free(ports.broker) and is_free(ports.controller)):
+            controller = ports.controller if is_free(ports.controller) else 0
+            ports = Ports.draw(broker=ports.broker if is_free(ports.broker) else 0, controller=controller)
+            ports.write(self._ports_path)
+        self._ports, self._told = ports, True
+        return ports

@@ -6,9 +6,13 @@ that a batch too large for an ordinary cluster is refused here as well.
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from pipeline.errors import ConfigError
 
@@ -70,6 +74,38 @@ rootLogger.appenderRef.out.ref=out
 """
 
 
+@dataclass(frozen=True)
+class Ports:
+    """Where the node listens: for clients, and for itself as controller."""
+
+    broker: int
+    controller: int
+
+    @classmethod
+    def draw(cls, broker: int = 0, controller: int = 0) -> Ports:
+        """These ports where they are given (not 0) and differ; free ones, drawn by chance, for the others."""
+        free = _free_ports()
+        broker = broker or next(port for port in free if port != controller)
+        if controller in (0, broker):
+            controller = next(port for port in free if port != broker)
+        return cls(broker, controller)
+
+    @classmethod
+    def read(cls, path: Path) -> Ports | None:
+        """The ports noted in a file; None when there is none or it is not one."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Note them, in one step: other processes read the file to find the broker."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        fresh.replace(path)
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen there now."""
     with socket.socket() as candidate:
@@ -81,8 +117,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_ports() -> Iterator[int]:
-    """Free ports, each one once, in an order of its own for each caller."""
+def _free_ports() -> Iterator[int]:
     unseeded = random.SystemRandom()  # two runs of one seeded test must not meet on a port
     for port in unseeded.sample(PORTS, len(PORTS)):
         if is_free(port):

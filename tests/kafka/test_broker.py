@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from connectors.broker import BrokerOptions, LocalBroker
+from connectors.broker_config import Ports
 from connectors.broker_probe import serving_cluster
 from connectors.processes import ProcessRecord
 from pipeline.errors import ConfigError, TransientError
@@ -114,15 +115,37 @@ def test_a_configured_port_that_is_taken_is_refused_by_name(
     assert not broker.alive()
 
 
-def test_a_chosen_port_taken_meanwhile_is_replaced_for_a_new_run(
-    own_broker: LocalBroker, broker_options: BrokerOptions
-) -> None:
+def test_a_chosen_port_taken_meanwhile_is_replaced_at_the_next_start(own_broker: LocalBroker) -> None:
     first = own_broker.port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first))
         taken.listen()
-        later = LocalBroker(own_broker.state, broker_options)
-        assert later.port != first
+        assert own_broker.port == first  # to ask changes nothing: another process may be about to start it
+        own_broker.start()
+    assert own_broker.port != first
+    assert serving_cluster(own_broker.port) == own_broker.cluster_id
+
+
+def test_a_port_that_clients_know_is_not_replaced_behind_their_back(own_broker: LocalBroker) -> None:
+    own_broker.start()
+    own_broker.stop()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", own_broker.port))
+        taken.listen()
+        with pytest.raises(ConfigError, match=f"port {own_broker.port} is taken"):
+            own_broker.start()
+
+
+def test_a_failed_look_at_a_running_broker_does_not_end_it(
+    own_broker: LocalBroker, broker_options: BrokerOptions
+) -> None:
+    own_broker.start()
+    Ports(broker=own_broker.port + 1, controller=1).write(own_broker.state / "broker" / "ports.json")
+    astray = LocalBroker(own_broker.state, replace(broker_options, start_timeout_s=0.05))
+    with pytest.raises(TransientError, match="not ready after"):
+        astray.start()
+    assert own_broker.alive()
 
 
 def test_a_configured_port_that_is_the_controllers_by_now_moves_the_controller(
