@@ -180,7 +180,7 @@ def _float_check(field: EventField) -> LeafCheck:
             return
         values = _numbers(column).astype(np.float64, copy=False)
         # NaN becomes min and max, and makes both comparisons false: a clean column is cleared here.
-        if values.min() >= low and values.max() <= high and (bounded or np.isfinite(values.sum())):
+        if values.min() >= low and values.max() <= high and (bounded or np.isfinite(values).all()):
             return
         valid = _valid(column)
         yield Reason.NOT_FINITE, field.name, valid & ~np.isfinite(values)

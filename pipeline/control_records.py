@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import fastavro
 
+from pipeline.avro import Malformed, canonicaliser
 from pipeline.errors import ConfigError, RecordError
-from pipeline.events import bare_schema
+from pipeline.events import LockedSchema, bare_schema
 from pipeline.framing import FRAME_BYTES, frame
 from pipeline.reasons import Reason
 
@@ -21,23 +22,51 @@ if TYPE_CHECKING:
     from pipeline.schemas import SchemaStore
 
 
+class ControlCodec:
+    """Encoder and decoder of one control schema.
+
+    fastavro writes an int beyond 32 bits and reads what no encoder writes, so the strict reader looks at the
+    bytes both ways. Its schema has no logical types: times stay int µs and cannot overflow a datetime.
+    """
+
+    def __init__(self, locked: LockedSchema) -> None:
+        self.locked = locked
+        self._parsed = fastavro.parse_schema(_without_logical(bare_schema(locked.schema)))
+        self._canonical = canonicaliser(locked.schema)
+
+    def encode(self, record: dict[str, Any]) -> bytes:
+        """The framed value; ConfigError when the record does not fit."""
+        out = io.BytesIO()
+        try:
+            fastavro.schemaless_writer(out, self._parsed, record, strict=True)
+            self._canonical(out.getvalue())
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, Malformed) as error:
+            raise ConfigError(
+                f"the record does not fit its schema ({type(error).__name__})",
+                operation="encode",
+                place=self.locked.subject,
+            ) from None
+        return frame(self.locked.id) + out.getvalue()
+
+    def decode(self, body: bytes) -> dict[str, Any]:
+        """The fields; RecordError when the bytes are not exactly one record."""
+        try:
+            canonical = io.BytesIO(self._canonical(body))
+        except Malformed as fault:
+            raise RecordError(
+                f"{self.locked.subject} does not decode: {fault}", reason=Reason.UNDECODABLE
+            ) from None
+        record = fastavro.schemaless_reader(canonical, self._parsed, None)
+        assert isinstance(record, dict)
+        return record
+
+
 def encode_control(store: SchemaStore, name: str, record: dict[str, Any]) -> bytes:
     """A control record (``stats``, ``quarantine`` …) as a framed value. Times are int µs since the epoch.
 
     Raises ConfigError when a field is missing, unknown or of another type.
     """
-    locked = store.latest(f"control.{name}")
-    out = io.BytesIO()
-    out.write(frame(locked.id))
-    try:
-        fastavro.schemaless_writer(out, store.control_parser(locked.id), record, strict=True)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ConfigError(
-            f"the record does not fit its schema ({type(error).__name__})",
-            operation="encode",
-            place=locked.subject,
-        ) from None
-    return out.getvalue()
+    return store.control_codec(store.latest(f"control.{name}").id).encode(record)
 
 
 def decode_control(store: SchemaStore, value: bytes) -> tuple[str, dict[str, Any]]:
@@ -49,27 +78,12 @@ def decode_control(store: SchemaStore, value: bytes) -> tuple[str, dict[str, Any
     if len(value) < FRAME_BYTES or value[0] != 0:
         raise RecordError("a control record without frame", reason=Reason.FRAMING)
     try:
-        locked = store.by_id(schema_id)
+        subject = store.by_id(schema_id).subject
     except KeyError:
         raise RecordError(f"no schema has id {schema_id}", reason=Reason.UNKNOWN_SCHEMA) from None
-    if not locked.subject.startswith("control."):
+    if not subject.startswith("control."):
         raise RecordError(f"id {schema_id} is no control schema", reason=Reason.UNKNOWN_SCHEMA)
-    body = io.BytesIO(value)
-    body.seek(FRAME_BYTES)
-    try:
-        record = fastavro.schemaless_reader(body, store.control_parser(schema_id), None)
-    except (ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise RecordError(
-            f"{locked.subject} does not decode ({type(error).__name__})", reason=Reason.UNDECODABLE
-        ) from None
-    if body.tell() != len(value) or not isinstance(record, dict):
-        raise RecordError(f"{locked.subject} has bytes left over", reason=Reason.UNDECODABLE)
-    return locked.subject.removeprefix("control."), record
-
-
-def control_schema(schema: dict[str, Any]) -> Any:
-    """For fastavro: without logical types, so that times stay int µs and cannot overflow a datetime."""
-    return fastavro.parse_schema(_without_logical(bare_schema(schema)))
+    return subject.removeprefix("control."), store.control_codec(schema_id).decode(value[FRAME_BYTES:])
 
 
 def _without_logical(avro_type: Any) -> Any:

@@ -21,7 +21,7 @@ from fastavro.schema import (
 )
 
 from pipeline.codec import Codec
-from pipeline.control_records import control_schema
+from pipeline.control_records import ControlCodec
 from pipeline.errors import ConfigError
 from pipeline.events import (
     ENVELOPE,
@@ -79,7 +79,7 @@ class SchemaStore:
                 self._latest[entry.subject] = entry
         self._event_names = event_names
         self._codecs: dict[int, Codec] = {}
-        self._control_parsers: dict[int, Any] = {}
+        self._control_codecs: dict[int, ControlCodec] = {}
 
     @classmethod
     def load(cls, path: Path) -> SchemaStore:
@@ -147,11 +147,11 @@ class SchemaStore:
             self._codecs[schema_id] = Codec(self._by_id[schema_id])
         return self._codecs[schema_id]
 
-    def control_parser(self, schema_id: int) -> Any:
-        """The parsed schema of a control record, for the codec; built once."""
-        if schema_id not in self._control_parsers:
-            self._control_parsers[schema_id] = control_schema(self._by_id[schema_id].schema)
-        return self._control_parsers[schema_id]
+    def control_codec(self, schema_id: int) -> ControlCodec:
+        """The codec of a control schema, built once; KeyError for an id that was never given."""
+        if schema_id not in self._control_codecs:
+            self._control_codecs[schema_id] = ControlCodec(self._by_id[schema_id])
+        return self._control_codecs[schema_id]
 
     def fingerprints(self, event: str) -> dict[bytes, int]:
         """Ids of the event's raw versions by the 8 bytes of a single-object header; the newest wins."""
