@@ -10,11 +10,11 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -24,8 +24,9 @@ from connectors.kafka_scan import LogScanner
 from connectors.lake import Lake
 from pipeline.checks import Checks
 from pipeline.config import ClusterConfig, Config
+from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool
 from pipeline.errors import ConfigError
-from pipeline.metrics import ProcessorMetrics, StoreMetrics, serve
+from pipeline.metrics import EdgeMetrics, ProcessorMetrics, StoreMetrics, serve
 from pipeline.policy import FileKeyStore, Packs, compile_plan, create_keys, curated_subject, load_packs
 from pipeline.policy.door import demand_landable
 from pipeline.processor import Leg, Ports, Processor, StateLog
@@ -147,47 +148,6 @@ async def started(service: S) -> AsyncIterator[S]:
         await service.stop()
 
 
-async def run_processor(project: Project, region: str, role: Role) -> None:
-    """The landing processor of one region, until told to stop."""
-    config, cluster = project.config, project.cluster(region)
-    registry = CollectorRegistry()
-    legs = {project.topics.raw(region, event): project.leg(region, event) for event in project.schemas.events}
-    async with started(KafkaAdmin(cluster)) as admin:
-        await admin.ensure_topics(project.topic_specs(region))
-        topic_ids = await admin.topic_ids(list(legs))
-    reader = KafkaReader(
-        cluster, f"{config.topic_prefix}{region}.processor", config.limits, ReaderOptions(config.processor)
-    )
-    state = StateLog(
-        project.schemas, LogScanner(cluster, config.limits),
-        project.topics.watermarks(region), project.topics.stats(region),
-    )  # fmt: skip
-    async with started(reader), started(KafkaWriter(cluster)) as writer:
-        processor = Processor(
-            region, legs, topic_ids, Ports(reader, writer, state), project.schemas, project.topics,
-            ProcessorMetrics(registry, region),
-        )  # fmt: skip
-        await role.run(processor.run, processor.ready, registry)
-
-
-async def run_store(project: Project, region: str, role: Role) -> None:
-    """The store writer of one region, until told to stop."""
-    config, cluster = project.config, project.cluster(region)
-    registry = CollectorRegistry()
-    events = tuple(sorted(project.schemas.events))
-    plan = StorePlan(region, events, project.topics, project.door(region), config.flush)
-    lake = Lake(config.store_path(region), region)
-    try:
-        reader = KafkaReader(cluster, f"{config.topic_prefix}{region}.store", config.limits)
-        async with started(KafkaAdmin(cluster)) as admin, started(reader):
-            await admin.ensure_topics(project.topic_specs(region))
-            ports = StorePorts(lake, reader, admin, StoreMetrics(registry, region))
-            writer = StoreWriter(ports, project.schemas, plan)
-            await role.run(writer.run, writer.ready, registry)
-    finally:
-        lake.close()
-
-
 @dataclass(frozen=True)
 class Role:
     """One process of the pipeline: its name, its ready file, its signals."""
@@ -230,3 +190,83 @@ class Role:
         self.ready_file.parent.mkdir(parents=True, exist_ok=True)
         announce_ready(self.ready_file, port)
         log.info("%s: ready, metrics on port %d", self.name, port)
+
+
+async def run_processor(project: Project, region: str, role: Role) -> None:
+    """The landing processor of one region, until told to stop."""
+    config, cluster = project.config, project.cluster(region)
+    registry = CollectorRegistry()
+    legs = {project.topics.raw(region, event): project.leg(region, event) for event in project.schemas.events}
+    async with started(KafkaAdmin(cluster)) as admin:
+        await admin.ensure_topics(project.topic_specs(region))
+        topic_ids = await admin.topic_ids(list(legs))
+    reader = KafkaReader(
+        cluster, f"{config.topic_prefix}{region}.processor", config.limits, ReaderOptions(config.processor)
+    )
+    state = StateLog(
+        project.schemas, LogScanner(cluster, config.limits),
+        project.topics.watermarks(region), project.topics.stats(region),
+    )  # fmt: skip
+    async with started(reader), started(KafkaWriter(cluster)) as writer:
+        processor = Processor(
+            region, legs, topic_ids, Ports(reader, writer, state), project.schemas, project.topics,
+            ProcessorMetrics(registry, region),
+        )  # fmt: skip
+        await role.run(processor.run, processor.ready, registry)
+
+
+async def run_store(project: Project, region: str, role: Role) -> None:
+    """The store writer of one region, until told to stop."""
+    config, cluster = project.config, project.cluster(region)
+    registry = CollectorRegistry()
+    events = tuple(sorted(project.schemas.events))
+    plan = StorePlan(region, events, project.topics, project.door(region), config.flush)
+    lake = Lake(config.store_path(region), region)
+    try:
+        reader = KafkaReader(cluster, f"{config.topic_prefix}{region}.store", config.limits)
+        async with started(KafkaAdmin(cluster)) as admin, started(reader):
+            await admin.ensure_topics(project.topic_specs(region))
+            ports = StorePorts(lake, reader, admin, StoreMetrics(registry, region))
+            writer = StoreWriter(ports, project.schemas, plan)
+            await role.run(writer.run, writer.ready, registry)
+    finally:
+        lake.close()
+
+
+@contextmanager
+def open_edge(
+    project: Project, name: str, metrics: EdgeMetrics | None = None
+) -> Iterator[tuple[Spool, EdgeClient]]:
+    """The spool of one edge and a client on it; ConfigError while another process has it."""
+    config = project.config
+    spool = Spool(config.spool_path(name), config.edge.lanes, config.edge, metrics)
+    try:
+        with EdgeClient(config, project.schemas, spool, project.packs.region_of, metrics) as client:
+            yield spool, client
+    finally:
+        spool.close()
+
+
+def forwarder(project: Project, name: str, spool: Spool, metrics: EdgeMetrics | None = None) -> Forwarder:
+    """What empties the spool towards every region's Kafka."""
+    config = project.config
+    writers = {region: KafkaWriter(project.cluster(region)) for region in config.regions}
+    report = EdgeReport(name, config.edge.lanes, project.schemas, project.topics)
+    return Forwarder(spool, writers, project.topics, config.edge, metrics, report)
+
+
+async def run_edge(project: Project, name: str, role: Role) -> None:
+    """An edge agent: HTTP in, spool, forward; until told to stop."""
+    registry = CollectorRegistry()
+    metrics = EdgeMetrics(registry)
+    with open_edge(project, name, metrics) as (spool, _client):
+        ready = asyncio.Event()
+
+        async def work(stop: asyncio.Event) -> None:
+            ready.set()
+            await forwarder(project, name, spool, metrics).run(stop)
+
+        await role.run(work, ready, registry)
+
+
+Runner = Callable[[Project, str, Role], Coroutine[Any, Any, None]]

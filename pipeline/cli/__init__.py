@@ -1,0 +1,71 @@
+"""The command line: ``pipeline COMMAND``; exit status 0 ok, 1 failed, 2 wrong use or configuration.
+
+Comes in: arguments. Goes out: text for people on a terminal, JSON with ``--json``. Commands live in one
+module per audience; this one holds what they share.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from pipeline.cli import data, local, policies, roles
+from pipeline.cli.output import Session
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, PipelineError
+
+app = typer.Typer(
+    name="pipeline", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Edge events through Kafka into regional stores, each jurisdiction's policy checked like a type.",
+)  # fmt: skip
+
+
+@app.callback()
+def common(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="configuration (default: pipeline.toml, if there is one)")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="folder for all that a run leaves (default: .pipeline)")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log more")] = False,
+) -> None:
+    """Options that come before the command."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )  # fmt: skip
+    loaded = load_config(config)
+    if state is not None:
+        loaded = loaded.model_copy(update={"state": state})
+    context.obj = Session(loaded, config, json)
+
+
+local.add_to(app)
+roles.add_to(app)
+data.add_to(app)
+policies.add_to(app)
+
+
+def main() -> NoReturn:
+    """Run the command named by the arguments and end the process with its exit status."""
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        _fail(error, 2)
+    except PipelineError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(error: PipelineError, status: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(status)

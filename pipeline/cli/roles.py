@@ -1,0 +1,47 @@
+"""Commands that are one role in the foreground: what production runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.output import session
+from pipeline.local import ready_file, role_name
+from pipeline.service import Role, Runner, run_edge, run_processor, run_store
+
+Region = Annotated[str, typer.Option(help="the region this process works for")]
+MetricsPort = Annotated[int, typer.Option(min=0, max=65_535, help="port of /metrics; 0: a free one")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("edge")(command_edge)
+    app.command("process")(command_process)
+    app.command("store")(command_store)
+
+
+def command_process(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:
+    """Run the processor of a region: raw topics through the policy to curated topics."""
+    _run(context, "process", region, metrics_port, run_processor)
+
+
+def command_store(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:
+    """Run the store writer of a region: curated topics into its DuckLake."""
+    _run(context, "store", region, metrics_port, run_store)
+
+
+def command_edge(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:
+    """Run an edge agent: take events on loopback HTTP, keep them safe, forward them."""
+    _run(context, "edge", region, metrics_port, run_edge)
+
+
+def _run(context: typer.Context, role: str, region: str, port: int, runner: Runner) -> None:
+    here = session(context)
+    here.config.region(region)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    host = here.config.metrics_host
+    this = Role(role_name(role, region), ready_file(here.project, role, region), host, port)
+    asyncio.run(runner(here.project, region, this))

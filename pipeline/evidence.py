@@ -1,0 +1,78 @@
+"""What a balance rests on, read in the order that makes it provable while everything runs.
+
+Comes in: a project and a region. Goes out: a :class:`pipeline.balance.BalanceReport`. Ledgers first, then the
+store, then the ends of the topics, then the ledgers again: pipeline.balance says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from connectors.kafka import KafkaAdmin
+from connectors.lake import open_reader
+from pipeline.balance import BALANCED, BalanceReport, Evidence, balance
+from pipeline.edge import LaneLedger, read_ledger
+from pipeline.errors import PipelineError
+from pipeline.service import Project, started
+
+SETTLED_AFTER_S = 20.0  # longer than a flush, a session timeout and a takeover together
+POLL_S = 0.5
+
+
+def spools(config_state: Path) -> list[Path]:
+    """The spool files under a state folder."""
+    return sorted((config_state / "edge").glob("*/spool.sqlite"))
+
+
+def ledgers(project: Project) -> list[LaneLedger]:
+    """The counters of every spool of this state folder."""
+    return [one for path in spools(project.config.state) for one in read_ledger(path)]
+
+
+async def weigh(
+    project: Project, region: str, *, settled: bool = False, distinct: bool = False
+) -> BalanceReport:
+    """The balance of one region now. Raises ConfigError (no store yet), TransientError (broker away).
+
+    ``distinct`` also counts distinct raw positions in the store, which reads every row.
+    """
+    topics, events = project.topics, project.schemas.events
+    raw = {topics.raw(region, event) for event in events}
+    others = {topics.curated(region, event) for event in events} | {topics.stats(region)}
+    count = project.config.region(region).partitions
+    before = ledgers(project)
+    with open_reader(project.config.store_path(region)) as lake:
+        store = lake.totals(distinct=distinct)
+    async with started(KafkaAdmin(project.cluster(region))) as admin:
+        there = await admin.topic_ids(sorted(raw | others))
+        ends = await admin.end_offsets([(name, number) for name in there for number in range(count)])
+    return balance(Evidence(before, store, ends, frozenset(raw), ledgers(project)), settled=settled)
+
+
+async def weigh_settled(
+    project: Project, region: str, wait_s: float, *, distinct: bool = False
+) -> BalanceReport:
+    """The balance once everything has come to rest, at the latest after ``wait_s``.
+
+    What has not moved for SETTLED_AFTER_S is taken as final: what is still on the way then is lost.
+    """
+    deadline = time.monotonic() + wait_s
+    last: tuple[tuple[str, int], ...] = ()
+    still_since = time.monotonic()
+    while True:
+        now = time.monotonic()
+        try:
+            report = await weigh(
+                project, region, settled=now - still_since > SETTLED_AFTER_S, distinct=distinct
+            )
+        except PipelineError:
+            if now > deadline:
+                raise
+        else:
+            if report.status == BALANCED or not report.ok or now > deadline:
+                return report
+            if tuple(report.rows()) != last:
+                last, still_since = tuple(report.rows()), now
+        await asyncio.sleep(POLL_S)

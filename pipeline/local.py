@@ -1,0 +1,57 @@
+"""The local stack: which processes it has, and how they are started, found and stopped.
+
+Comes in: a project and the configuration file it came from. Goes out: a running stack under the state folder:
+one broker, and per region one processor, one store writer and one edge agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from pipeline.service import Project
+from pipeline.stack import ProcessSpec, Progress, Stack, StackOptions, Started
+
+ROLES = ("process", "store", "edge")
+
+
+def role_name(role: str, region: str) -> str:
+    """A process's name: ``process-eu``."""
+    return f"{role}-{region}"
+
+
+def ready_file(project: Project, role: str, region: str) -> Path:
+    """Where a role announces that it works."""
+    return project.config.run_path().resolve() / f"{role_name(role, region)}.ready"
+
+
+def specs(project: Project, config_file: Path | None, roles: tuple[str, ...] = ROLES) -> list[ProcessSpec]:
+    """One process per role and region; edges last, so that they stop first."""
+    file = ("--config", str(config_file.resolve())) if config_file else ()
+    state = ("--state", str(project.config.state.resolve()))
+    return [
+        ProcessSpec(
+            role_name(role, region),
+            (sys.executable, "-m", "pipeline", *file, *state, role, "--region", region),
+            ready_file(project, role, region),
+        )
+        for role in roles
+        for region in project.config.regions
+    ]
+
+
+def stack(project: Project, *, detached: bool = True) -> Stack:
+    """The stack of the project's state folder; nothing is started here."""
+    limits = project.config.stack
+    options = StackOptions(limits.start_timeout_s, limits.stop_timeout_s, detached)
+    return Stack(project.config.state, project.broker(detached=detached), options)
+
+
+def up(
+    project: Project, local: Stack, processes: list[ProcessSpec], progress: Progress | None = None
+) -> Started:
+    """Start what does not run, keys and topics first. On ConfigError or TransientError nothing is left."""
+    regions = list(project.config.regions)
+    project.create_keys(regions)
+    return local.up(processes, lambda: asyncio.run(project.ensure_topics(regions)), progress)
