@@ -3,17 +3,22 @@
 from pipeline.edge.blocks import Receipt
 from pipeline.edge.client import EdgeClient
 from pipeline.edge.committer import Spool
+from pipeline.edge.forwarder import Forwarder, RegionWriter
 from pipeline.edge.ledger import LaneLedger, Loss
 from pipeline.edge.metrics import EdgeMetrics, NoMetrics
+from pipeline.edge.report import EdgeReport
 from pipeline.edge.spool import read_ledger
 
 __all__ = [
     "EdgeClient",
     "EdgeMetrics",
+    "EdgeReport",
+    "Forwarder",
     "LaneLedger",
     "Loss",
     "NoMetrics",
     "Receipt",
+    "RegionWriter",
     "Spool",
     "read_ledger",
 ]

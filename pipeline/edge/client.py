@@ -104,12 +104,13 @@ class EdgeClient:
         """Like :meth:`emit_many`, but does not wait for the commit; ``wait_s`` as in :meth:`submit`."""
         number = self._lane(event, lane)
         try:
+            gate = self._gate(event)
             if len(rows) > self._edge.queue_events_max:
                 raise RecordError(
                     f"{len(rows)} rows in one call, at most {self._edge.queue_events_max} (queue_events_max)",
                     reason=Reason.OVERSIZE, remedy="send them in parts",
                 )  # fmt: skip
-            batch = self._gate(event).many(rows) if len(rows) else None
+            batch = gate.many(rows) if len(rows) else None
         except RecordError as error:
             self._metrics.rejected(self._label(event), error.reason, max(1, len(rows)))
             raise

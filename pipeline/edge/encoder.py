@@ -1,8 +1,8 @@
 """Admitted rows to blocks: envelope, Avro, one block per way.
 
 Comes in: parts (a RecordBatch of the event's Arrow schema, or one row as a tuple) that passed the gate, and
-the stamp of the spool. Goes out: blocks. Invariants: rows keep their order within a partition; the sequence in
-a record is the one its receipt names.
+the stamp of the spool. Goes out: blocks. Invariants: rows keep their order within a partition; the sequence
+in a record is the one its receipt names.
 """
 
 from __future__ import annotations

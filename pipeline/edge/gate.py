@@ -69,8 +69,10 @@ class Gate:
     # -- one event
 
     def _source(self, value: Any) -> str:
-        if value is None or value == "":
+        if value is None:
             raise RecordError("a value is required", reason=Reason.FIELD_MISSING, field="source")
+        if value == "":
+            raise RecordError("expected a name, got an empty one", reason=Reason.RANGE, field="source")
         return text(value, "source")
 
     def _event_time(self, value: Any) -> int:
@@ -149,7 +151,7 @@ class Gate:
             given = [row.pop(name) for name in GIVEN]
             self.one(row, *given)
         except RecordError as error:
-            if error.reason == reason:
+            if error.field == field:
                 return error
         except (ValueError, OverflowError):  # a time that Python cannot hold
             pass
