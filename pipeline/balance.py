@@ -18,9 +18,9 @@ pipeline runs.
 **Nothing too much** needs the ledgers once more, *after* the store: an event must be accepted before it is
 stored, so ``arrived − accepted`` above 0 is a surplus. Records of producers without a spool are a surplus
 too, and nothing in a raw record's account tells them from doubled ones: say ``foreign_allowed`` where there
-are such producers, and the surplus is reported as theirs. An event that was evicted while its
-acknowledgement was on the way counts as evicted and arrived: a surplus of up to ``evicted`` is explained by
-that.
+are such producers, and the surplus is reported as theirs (it could hide as many losses: keep them in a
+region of their own). An event that was evicted while its acknowledgement was on the way counts as evicted
+and arrived: a surplus of up to ``evicted`` is explained by that.
 
 **P2, once.** Of one snapshot of the store: rows below ``accounted`` against ``passed``, per partition, and
 all rows against the sum of what the commits say they added. More rows than passed are doubled rows, always.
@@ -206,12 +206,13 @@ def balance(evidence: Evidence, *, settled: bool = False, foreign_allowed: bool 
     if quiet and in_kafka == 0 and after.pending == 0:
         surplus = max(0, arrived - after.forwarded)
     _judge_surplus(surplus, after, foreign_allowed, evidence.after is not None, (findings, remarks))
+    ahead = sum(rows.ahead for rows in store.rows.values())  # stored before their account was read
     open_ends = in_kafka > 0 or after.pending > 0 or on_the_way > 0 or not quiet
     return BalanceReport(
         region=store.region, snapshot=store.snapshot, accepted=after.accepted,
-        stored=sum(rows.below + rows.ahead for rows in store.rows.values()),
+        stored=ahead + sum(rows.below for rows in store.rows.values()),
         filtered=sum(a.filtered for a in accounts), quarantined=sum(a.quarantined for a in accounts),
-        evicted=after.evicted, in_spool=after.pending, in_kafka=in_kafka, on_the_way=on_the_way,
+        evicted=after.evicted, in_spool=after.pending, in_kafka=max(0, in_kafka - ahead), on_the_way=on_the_way,
         surplus=surplus, repeats=sum(a.repeats for a in accounts),
         holes=sum(a.accounted - a.arrived - a.repeats for a in accounts), unread=_unread(evidence),
         status=OFF if findings else OPEN if open_ends else BALANCED,

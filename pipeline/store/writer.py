@@ -207,9 +207,13 @@ class StoreWriter:
     async def _step(self) -> None:
         """Start a commit when one is due and none runs; otherwise fetch more, or wait when full."""
         running = self._commit_task
-        if running is not None and (running.done() or self._buffer.full):
+        if running is not None and self._buffer.full:
+            await asyncio.wait((running,), timeout=FETCH_WAIT_S)
+            if not running.done():
+                return
+        if running is not None and running.done():
             self._commit_task = None
-            await running
+            running.result()
         trigger = self._buffer.trigger(time.monotonic())
         if trigger and self._commit_task is None:
             self._start_commit(trigger)
