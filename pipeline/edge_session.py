@@ -52,11 +52,12 @@ def _forwarding(project: Project, name: str, spool: Spool) -> Iterator[None]:
 def _wait_until_empty(spool: Spool, bar: Progress | None) -> None:
     task = bar.add_task("forwarded", total=None) if bar else None
     last, moved = -1, time.monotonic()
+    total = 0
     while True:
-        ledger = read_ledger(spool.path)
-        pending = sum(lane.pending for lane in ledger)
+        pending = sum(lane.pending for lane in read_ledger(spool.path))
+        total = max(total, pending)
         if bar is not None and task is not None:
-            bar.update(task, completed=sum(lane.forwarded for lane in ledger))
+            bar.update(task, total=total, completed=total - pending)
         if pending == 0:
             return
         if pending != last:

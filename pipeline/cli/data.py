@@ -19,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from connectors.lake import open_reader
 from connectors.replay import Replay
-from pipeline.balance import BALANCED, OFF
+from pipeline.balance import BALANCED, OFF, BalanceReport
 from pipeline.cli.output import Session, session
 from pipeline.demo.example import example
 from pipeline.edge_session import drained_edge
 from pipeline.errors import ConfigError
 from pipeline.evidence import weigh_settled
-from pipeline.mapping import load_mapping
+from pipeline.mapping import Mapping, load_mapping
 from pipeline.pacing import pace, parse_speed
 
 Region = Annotated[str, typer.Option(help="the region")]
@@ -118,7 +118,8 @@ def command_replay(
     declared = load_mapping(_mapping_path(here, mapping)) if mapping else None
     rows = Replay(
         file, here.project.schemas.events[event], declared,
-        jurisdiction=_jurisdiction(here, region, jurisdiction), on_bad=on_bad,  # type: ignore[arg-type]
+        jurisdiction=_jurisdiction(here, region, jurisdiction, declared),
+        on_bad=on_bad,  # type: ignore[arg-type]
     )  # fmt: skip
     with _bar(here) as bar, drained_edge(here.project, f"replay-{event}", bar) as client:
         task = bar.add_task("accepted", total=None)
@@ -147,14 +148,21 @@ def _mapping_path(here: Session, name: str) -> Path:
     return Path(name) if Path(name).exists() or not shipped.exists() else shipped
 
 
-def _jurisdiction(here: Session, region: str | None, jurisdiction: str | None) -> str | None:
+def _jurisdiction(
+    here: Session, region: str | None, jurisdiction: str | None, declared: Mapping | None
+) -> str | None:
     """The given jurisdiction, or the region's only one; a region with several needs to be told which."""
     if region is None:
         return jurisdiction
     here.config.region(region)
     there = sorted(here.project.packs.jurisdictions(region))
     if jurisdiction is None:
-        return there[0] if len(there) == 1 else None
+        if len(there) == 1 or (declared and declared.jurisdiction):
+            return there[0] if len(there) == 1 else None
+        raise ConfigError(
+            f"region {region} has {len(there)} jurisdictions", operation="replay", place="--jurisdiction",
+            remedy=f"say where the rows were collected, one of {', '.join(there)}",
+        )  # fmt: skip
     if jurisdiction not in there:
         raise ConfigError(
             f"it does not belong to region {region}", operation="replay", place="--jurisdiction"
@@ -182,7 +190,7 @@ def command_query(
     with open_reader(here.config.store_path(here.regions(region)[0])) as lake:
         rows = lake.query(sql, snapshot=snapshot)
     if form is Format.TABLE and output is None:
-        here.print_table(rows.column_names, (row.values() for row in rows.to_pylist()))
+        here.print_rows(rows.column_names, [list(row.values()) for row in rows.to_pylist()])
         here.progress.print(f"{len(rows):,} rows", style="dim")
     else:
         _write(rows, form, output)
@@ -201,6 +209,13 @@ def _write(rows: pa.Table, form: Format, output: Path | None) -> None:
             sink.write(
                 json.dumps(rows.to_pylist(), default=str, ensure_ascii=False, indent=2).encode() + b"\n"
             )
+
+
+def _side_by_side(reports: list[BalanceReport]) -> list[tuple[Any, ...]]:
+    """The equation's lines, one column per region."""
+    lines = zip(*(report.rows() for report in reports), strict=True)
+    table: list[tuple[Any, ...]] = [(line[0][0], *(count for _, count in line)) for line in lines]
+    return [*table, ("status", *(report.status for report in reports))]
 
 
 def command_balance(
@@ -224,10 +239,7 @@ def command_balance(
             {r.region: {"status": r.status, **dict(r.rows()), "findings": r.findings} for r in reports}
         )
     else:
-        here.print_table(
-            ("region", *(name for name, _ in reports[0].rows()), "status"),
-            [(r.region, *(count for _, count in r.rows()), r.status) for r in reports],
-        )
+        here.print_table(("events", *(r.region for r in reports)), _side_by_side(reports))
         for report in reports:
             for finding in (*report.findings, *report.remarks):
                 here.console.print(

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Config
@@ -54,6 +55,22 @@ class Session:
     def print_json(self, value: Any) -> None:
         """A value as JSON."""
         print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+    def print_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Rows of a query: a table where it fits the terminal, else one block of lines per row."""
+        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+        if sum(widths) + 3 * len(names) < self.console.width:
+            table = Table(*names, header_style="bold")
+            for row in cells:
+                table.add_row(*map(escape, row))
+            self.console.print(table)
+            return
+        label = max(map(len, names))
+        for number, row in enumerate(cells, 1):
+            self.console.print(f"row {number}", style="bold")
+            for name, cell in zip(names, row, strict=True):
+                self.console.print(f"  {name:<{label}}  {escape(cell)}", soft_wrap=True)
 
     def print_table(self, headings: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
         """A table for people."""
