@@ -55,6 +55,9 @@ def zigzag(number: int) -> bytes:
 
 
 def _read_long(body: bytes, at: int) -> tuple[int, int]:
+    """The number at a position, and the position after it."""
+    if at < len(body) and (byte := body[at]) < 0x80:  # most lengths, branches and small numbers
+        return (byte >> 1) ^ -(byte & 1), at + 1
     value = shift = 0
     for position in range(at, min(at + _LONG_BYTES_MAX, len(body))):
         byte = body[position]
@@ -65,6 +68,13 @@ def _read_long(body: bytes, at: int) -> tuple[int, int]:
             return (value >> 1) ^ -(value & 1), position + 1
         shift += 7
     raise Malformed("an integer without end")
+
+
+def _copy_long(body: bytes, at: int, out: bytearray) -> tuple[int, int]:
+    """Like :func:`_read_long`, and its shortest form goes out (a last byte of 0 says it was not)."""
+    value, after = _read_long(body, at)
+    out += body[at:after] if body[after - 1] or after == at + 1 else zigzag(value)
+    return value, after
 
 
 def _reader(avro_type: Any) -> Reader:
@@ -80,16 +90,13 @@ def _physical(inner: Any) -> str:
 
 
 def _long(body: bytes, at: int, out: bytearray) -> int:
-    value, after = _read_long(body, at)
-    out += zigzag(value)
-    return after
+    return _copy_long(body, at, out)[1]
 
 
 def _int(body: bytes, at: int, out: bytearray) -> int:
-    value, after = _read_long(body, at)
+    value, after = _copy_long(body, at, out)
     if not -_INT_LIMIT <= value < _INT_LIMIT:
         raise Malformed("an int of more than 32 bits")
-    out += zigzag(value)
     return after
 
 
@@ -111,7 +118,7 @@ def _fixed_width(width: int) -> Reader:
 
 
 def _string(body: bytes, at: int, out: bytearray) -> int:
-    length, start = _read_long(body, at)
+    length, start = _copy_long(body, at, out)
     if not 0 <= length <= len(body) - start:
         raise Malformed("a string longer than the datum")
     text = body[start : start + length]
@@ -119,17 +126,15 @@ def _string(body: bytes, at: int, out: bytearray) -> int:
         text.decode("utf-8")
     except UnicodeDecodeError:
         raise Malformed("a string is not UTF-8", utf8=True) from None
-    out += zigzag(length)
     out += text
     return start + length
 
 
 def _nullable(read: Reader) -> Reader:
     def read_branch(body: bytes, at: int, out: bytearray) -> int:
-        branch, after = _read_long(body, at)
+        branch, after = _copy_long(body, at, out)
         if branch not in (0, 1):
             raise Malformed("a union branch that does not exist")
-        out += zigzag(branch)
         return read(body, after, out) if branch else after
 
     return read_branch
@@ -139,10 +144,9 @@ def _enum(inner: dict[str, Any]) -> Reader:
     count = len(inner["symbols"])
 
     def read(body: bytes, at: int, out: bytearray) -> int:
-        index, after = _read_long(body, at)
+        index, after = _copy_long(body, at, out)
         if not 0 <= index < count:
             raise Malformed("an enum index that does not exist")
-        out += zigzag(index)
         return after
 
     return read

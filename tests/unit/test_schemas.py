@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.events import ENVELOPE, TAGS, text_digest
 from pipeline.lint import evolution, lint
+from pipeline.policy import derived_schemas, load_packs
 from pipeline.schemas import SchemaStore, avro_fingerprint, lock, source_events, source_schemas
 from tests.shared_data import shared_data
 from tests.unit.schema_samples import SCHEMAS, event_schema, every_type, random_batch, tagged
@@ -77,6 +78,13 @@ def test_ids_that_are_not_events_have_no_event() -> None:
         store.by_id(2**31 - 1)
     with pytest.raises(ConfigError, match="no_such is not in the lock"):
         store.latest("no_such")
+
+
+def test_the_curated_schemas_that_the_packs_give_are_locked() -> None:
+    store = SchemaStore.load(SCHEMAS)
+    packs = load_packs(SCHEMAS / "policies", store.events)
+    for subject, schema in derived_schemas(packs, store.events).items():
+        assert store.require(subject, schema).subject == subject
 
 
 # -- the lock
