@@ -1,0 +1,1 @@
+"""A simulated fleet, and the demonstration that runs it through the whole pipeline."""
