@@ -12,13 +12,14 @@ import fcntl
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from connectors.processes import Launch, ProcessRecord, launch, log_start, stop, tail
+from connectors.processes import BROKER_STAGE, Launch, ProcessRecord, launch, log_start, stop, tail
 from pipeline.errors import TransientError
 
 Progress = Callable[[str], None]
@@ -43,12 +44,14 @@ class ProcessSpec:
     """One process of the stack.
 
     ``ready``: the file that it writes with :func:`announce_ready` once it works; None: ready when started.
-    ``env`` is added to the environment of this process.
+    ``stage``: processes of a higher one are stopped before those of a lower one, those of one stage together,
+    the broker last. ``env`` is added to the environment of this process.
     """
 
     name: str
     argv: tuple[str, ...]
     ready: Path | None = None
+    stage: int = 0
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -105,15 +108,14 @@ class Stack:
     ) -> Started:
         """Start what does not run yet; return when all of it is ready. Blocks.
 
-        ``prepare`` is called once the broker works, before the first process starts (topics). Processes start
-        in the order given and stop in the reverse one. Raises TransientError when one does not become ready,
-        with its name and the end of its log, and whatever the broker or ``prepare`` raises; then everything
-        that this call started has been stopped.
+        ``prepare`` is called once the broker works, before the first process starts (topics). Raises
+        TransientError when one does not become ready, with its name and the end of its log, and whatever the
+        broker or ``prepare`` raises; then everything that this call started has been stopped.
         """
         with self._locked("up"):
             say = progress or (lambda _: None)
             running = [spec.name for spec in specs if self._alive(spec.name)]
-            missing = [(order, spec) for order, spec in enumerate(specs) if spec.name not in running]
+            missing = [spec for spec in specs if spec.name not in running]
             broker_was_up = self._broker.alive()
             try:
                 if not broker_was_up:
@@ -121,40 +123,30 @@ class Stack:
                 self._broker.start(progress)
                 if prepare is not None:
                     prepare()
-                starts = {spec.name: self._start(order, spec) for order, spec in missing}
+                starts = {spec.name: self._start(spec) for spec in missing}
                 self._wait_until_ready(specs, starts, say)
             except BaseException:
-                for _, spec in reversed(missing):
-                    self._stop(spec.name)
+                self._stop_recorded({spec.name for spec in missing}, say)
                 if not broker_was_up:
                     self._broker.stop()
                 raise
-            names = [spec.name for _, spec in missing]
+            names = [spec.name for spec in missing]
             return Started(
                 tuple(names if broker_was_up else ["broker", *names]),
                 tuple(["broker", *running] if broker_was_up else running),
             )
 
     def down(self, progress: Progress | None = None) -> dict[str, bool]:
-        """Stop everything recorded, in reverse order of the start, the broker last. Blocks.
+        """Stop everything recorded, the highest stage first, the broker last. Blocks.
 
         The value per name: True when it went by itself, False when it had to be killed. Records of processes
         that are gone (a crash) are removed and not mentioned.
         """
         with self._locked("down"):
-            ended = {}
-            for record in sorted(self._records(), key=lambda record: -record.order):
-                if not record.alive():
-                    self._forget(record.name)
-                    continue
-                if progress:
-                    progress(f"stopping {record.name}")
-                ended[record.name] = self._stop(record.name)
-            return ended
+            return self._stop_recorded(None, progress or (lambda _: None))
 
     def status(self) -> list[ProcessStatus]:
-        """Every recorded process, in the order of the start; one that crashed shows as not alive."""
-        records = sorted(self._records(), key=lambda record: record.order)
+        """Every recorded process, the broker first; one that crashed shows as not alive."""
         return [
             ProcessStatus(
                 record.name,
@@ -164,10 +156,10 @@ class Stack:
                 record.port,
                 Path(record.log),
             )
-            for record in records
+            for record in self._records()
         ]
 
-    def _start(self, order: int, spec: ProcessSpec) -> int:
+    def _start(self, spec: ProcessSpec) -> int:
         """Start one and record it; where its lines begin in its log."""
         log = self._run / f"{spec.name}.log"
         begin = log_start(log)
@@ -178,7 +170,7 @@ class Stack:
         self._children[spec.name] = child
         record = ProcessRecord.of(spec.name, child.pid, log)
         if record is not None:
-            replace(record, order=order).write(self._record_path(spec.name))
+            replace(record, stage=spec.stage).write(self._record_path(spec.name))
         return begin
 
     def _wait_until_ready(
@@ -215,13 +207,28 @@ class Stack:
             f"{problem}; last lines of {log}:\n{tail(log, start)}", operation="stack start", place=spec.name
         )
 
-    def _stop(self, name: str) -> bool:
-        if name == "broker":
-            return self._broker.stop()
-        record = ProcessRecord.read(self._record_path(name))
-        by_itself = record is None or stop(record, self._options.stop_timeout_s)
-        self._forget(name)
-        return by_itself
+    def _stop_recorded(self, names: Collection[str] | None, say: Progress) -> dict[str, bool]:
+        """Stop these (None: all, the broker too), stage by stage; forget them."""
+        ended: dict[str, bool] = {}
+        records = [record for record in self._records() if names is None or record.name in names]
+        for _, together in groupby(reversed(records), lambda record: record.stage):
+            living = []
+            for record in together:
+                if record.alive():
+                    living.append(record)
+                elif record.name != BROKER:
+                    self._forget(record.name)
+            if not living:
+                continue
+            say(f"stopping {', '.join(record.name for record in living)}")
+            if living[0].name == BROKER:
+                ended[BROKER] = self._broker.stop()
+                continue
+            orderly = stop(living, self._options.stop_timeout_s)
+            ended |= {record.name: by_itself for record, by_itself in zip(living, orderly, strict=True)}
+            for record in living:
+                self._forget(record.name)
+        return ended
 
     def _forget(self, name: str) -> None:
         self._record_path(name).unlink(missing_ok=True)
@@ -234,8 +241,10 @@ class Stack:
         return record is not None and record.alive()
 
     def _records(self) -> list[ProcessRecord]:
+        """By stage, then by start: the broker's comes first."""
         found = [ProcessRecord.read(path) for path in self._run.glob("[!.]*.json")]
-        return [record for record in found if record is not None]
+        records = [record for record in found if record is not None]
+        return sorted(records, key=lambda record: (record.stage, record.create_time_s))
 
     def _record_path(self, name: str) -> Path:
         return self._run / f"{name}.json"
