@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from pipeline.mapping import WHITESPACE, Reading
 from pipeline.replay import BadRow
 
 BLOCK_BYTES = 1 << 20
+READ_BYTES = 1 << 17  # of a compressed file that breaks off, the last read is lost
 LINE_BYTES_MAX = 8 << 20
 ROWS_PER_BATCH = 16_384
 _FORMATS: dict[str, Literal["csv", "parquet", "jsonl"]] = {
@@ -88,8 +89,8 @@ class CsvRows:
     def __init__(self, path: Path, reading: Reading) -> None:
         self._path = path
         self._reading = reading
-        with self._stream() as stream:
-            names = pa.csv.open_csv(stream, self._read_options(), self._parse_options([])).schema.names
+        with io.BufferedReader(self._lines(), BLOCK_BYTES) as blocks:
+            names = pa.csv.open_csv(blocks, self._read_options(), self._parse_options([])).schema.names
         self.schema = pa.schema([(name, pa.string()) for name in names])
 
     def batches(self, columns: tuple[str, ...]) -> Iterator[Rows]:
@@ -113,14 +114,15 @@ class CsvRows:
             yield Rows(nothing, np.empty(0, np.int64), tuple(wrong))
 
     def _blocks(self, wrong: list[BadRow], convert: pa.csv.ConvertOptions) -> Iterator[pa.RecordBatch]:
-        with self._stream() as stream:
-            yield from pa.csv.open_csv(stream, self._read_options(), self._parse_options(wrong), convert)
+        lines = self._lines()
+        with io.BufferedReader(lines, BLOCK_BYTES) as blocks:
+            yield from pa.csv.open_csv(blocks, self._read_options(), self._parse_options(wrong), convert)
+            if lines.broken:
+                raise OSError("the stream breaks off")
 
-    def _stream(self) -> pa.NativeFile:
+    def _lines(self) -> _WholeLines:
         stream = pa.input_stream(str(self._path), compression="detect")
-        if self._reading.delimiter != WHITESPACE:
-            return stream
-        return pa.PythonFile(io.BufferedReader(_SingleBlanks(stream), BLOCK_BYTES), mode="r")
+        return _WholeLines(stream, self._reading.delimiter == WHITESPACE)
 
     def _read_options(self) -> pa.csv.ReadOptions:
         # One thread: with more, the reader no longer knows the numbers of broken rows.
@@ -151,40 +153,57 @@ def _number(first: int, count: int, wrong: list[BadRow]) -> tuple[np.ndarray, tu
     return numbers, tuple(here)
 
 
-class _SingleBlanks(io.RawIOBase):
-    """Text with runs of blanks and tabs made one blank, and none at either end of a line."""
+class _WholeLines(io.RawIOBase):
+    """A stream of text, cut behind a line where it breaks off: half a row could pass for a whole one.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    The break is told in ``broken`` and not raised here: Arrow's reader works ahead, and would drop the good
+    blocks in between. ``single_blanks``: runs of blanks and tabs become one blank, none at the ends of lines.
+    """
+
+    def __init__(self, stream: pa.NativeFile, single_blanks: bool) -> None:
         self._stream = stream
-        self._ready = b""
-        self._rest = b"\n"  # so that blanks before the first line go, too
-        self._begun = False
+        self._single_blanks = single_blanks
+        self._ready = memoryview(b"")
+        self._rest = b""
+        self._ended = False
+        self.broken = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        while not self._ready and self._rest:
-            self._refill()
-        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
+        while not self._ready and not self._ended:
+            text = self._whole_lines()
+            self._ready = memoryview(_with_single_blanks(text) if self._single_blanks else text)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
-    def _refill(self) -> None:
-        chunk = self._stream.read(BLOCK_BYTES)
-        text = (self._rest + chunk).replace(b"\t", b" ").replace(b"\r", b" ")
-        while b"  " in text:
-            text = text.replace(b"  ", b" ")
-        text = text.replace(b" \n", b"\n").replace(b"\n ", b"\n")
-        if len(text) > LINE_BYTES_MAX:
-            raise OSError(f"a line is longer than {LINE_BYTES_MAX} bytes")
-        if chunk:  # the end may go on in the next chunk
-            cut = text.rfind(b"\n")
-            text, self._rest = text[:cut], text[cut:]
-        else:
-            text, self._rest = text.rstrip(b" "), b""
-        self._ready = text if self._begun else text.lstrip(b"\n")
-        self._begun = self._begun or bool(self._ready)
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def _whole_lines(self) -> bytes:
+        try:
+            chunk = self._stream.read(READ_BYTES)
+        except (OSError, EOFError, pa.ArrowException):
+            self._ended = self.broken = True
+            return b""
+        text = self._rest + chunk
+        self._ended = not chunk
+        cut = len(text) if self._ended else text.rfind(b"\n") + 1
+        self._rest = text[cut:]
+        if len(self._rest) > LINE_BYTES_MAX:
+            self._ended = self.broken = True
+        return text[:cut]
+
+
+def _with_single_blanks(lines: bytes) -> bytes:
+    text = lines.replace(b"\t", b" ").replace(b"\r", b" ")
+    while b"  " in text:
+        text = text.replace(b"  ", b" ")
+    return text.replace(b" \n", b"\n").replace(b"\n ", b"\n").strip(b" ")
 
 
 class ParquetRows:

@@ -315,11 +315,17 @@ def test_lines_that_are_no_objects_and_values_of_the_wrong_kind_are_counted(even
     assert replayed.tally.bad.total() == 5
 
 
-def test_a_truncated_file_is_an_error_of_the_record_kind(events, tmp_path):
-    whole = gzip.compress(b"id,n,v,at\n" + b"".join(b"a,%d,1,2026-01-01\n" % n for n in range(300_000)))
-    path = written(tmp_path / "f.csv.gz", whole[: len(whole) // 2])
+@pytest.mark.parametrize("part", [0.99, 0.5, 0.1])
+def test_a_file_that_breaks_off_gives_its_whole_rows_and_then_an_error(events, tmp_path, part):
+    text = b"id,n,v,at\n" + b"".join(b"a,%d,1,2026-01-01\n" % n for n in range(300_000))
+    whole = gzip.compress(text, compresslevel=1)
+    path = written(tmp_path / "f.csv.gz", whole[: int(len(whole) * part)])
+    cycles: list[int] = []
+    batches = replay(path, events["machine_reading"], "DE", machine_mapping())
     with pytest.raises(RecordError, match="breaks off"):
-        rows_of(replay(path, events["machine_reading"], "DE", machine_mapping()))
+        cycles.extend(n for batch in batches for n in batch.column("cycle").to_pylist())
+    assert cycles == list(range(len(cycles)))
+    assert len(cycles) > 300_000 * (part - 0.09)
 
 
 @pytest.mark.parametrize(
