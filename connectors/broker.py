@@ -103,7 +103,7 @@ class LocalBroker:
     def stop(self) -> bool:
         """End it in an orderly way, then True; False when the deadline passed and SIGKILL was needed."""
         record = self.record()
-        orderly = record is None or stop(record, self._options.stop_timeout_s)
+        orderly = record is None or all(stop([record], self._options.stop_timeout_s))
         self._forget()
         return orderly
 
@@ -146,9 +146,7 @@ class LocalBroker:
             atexit.register(self.kill9)
         record = ProcessRecord.of("broker", self._child.pid, self.log)
         if record is not None:
-            replace(record, port=ports.broker, order=-1).write(
-                self._record_path
-            )  # stopped after all the others
+            replace(record, port=ports.broker).write(self._record_path)
 
     def _prepare(self, java: Path, jars: list[Path], ports: Ports) -> list[str]:
         """Write the configuration, format the data folder once; the common part of the command line."""

@@ -7,6 +7,7 @@ time differs from the record's, because the system gives freed pids to strangers
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -22,6 +23,7 @@ import psutil
 
 # psutil derives the start time from the boot time, which moves a little when the clock is corrected.
 CREATE_TIME_TOLERANCE_S = 2.0
+KILL_TIMEOUT_S = 30  # after SIGKILL only the system can be late
 LOG_BYTES_KEPT = 16 * 1024 * 1024
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -30,7 +32,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 class ProcessRecord:
     """One started process; ``create_time_s`` is seconds since 1970, ``port`` what it serves (0: nothing).
 
-    ``order``: processes are stopped from the highest to the lowest.
+    ``stage``: the higher ones are stopped first, equal ones together.
     """
 
     name: str
@@ -38,7 +40,7 @@ class ProcessRecord:
     create_time_s: float
     log: str
     port: int = 0
-    order: int = 0
+    stage: int = 0
 
     @classmethod
     def of(cls, name: str, pid: int, log: Path) -> ProcessRecord | None:
@@ -113,35 +115,31 @@ def launch(what: Launch) -> subprocess.Popen[bytes]:
         )
 
 
-def stop(record: ProcessRecord, timeout_s: float) -> bool:
-    """End it: SIGTERM, then SIGKILL when the deadline is over. True when it went by itself in time.
+def stop(records: Sequence[ProcessRecord], timeout_s: float) -> list[bool]:
+    """End them together: SIGTERM to each, SIGKILL to those that run at the deadline.
 
-    Returns when the process is gone; one that is gone already counts as gone in time.
+    Returns when all are gone, per record True when it went by itself; one that was gone already did.
     """
-    process = record.process()
-    if process is None:
-        return True
-    try:
-        process.terminate()
-        process.wait(timeout_s)
-        return True
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        kill(record)
-        return False
+    found = [record.process() for record in records]
+    processes = [process for process in found if process is not None]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, deaf = psutil.wait_procs(processes, timeout=timeout_s)
+    for process in deaf:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(deaf, timeout=KILL_TIMEOUT_S)
+    return [process not in deaf for process in found]
 
 
 def kill(record: ProcessRecord) -> None:
     """SIGKILL, and wait until the system has taken the process away."""
     process = record.process()
-    if process is None:
-        return
-    try:
-        process.kill()
-        process.wait(30)
-    except psutil.NoSuchProcess:
-        return
+    if process is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait(KILL_TIMEOUT_S)
 
 
 def log_start(log: Path) -> int:

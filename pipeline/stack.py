@@ -12,18 +12,19 @@ import fcntl
 import json
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from connectors.processes import BROKER_STAGE, Launch, ProcessRecord, launch, log_start, stop, tail
+from connectors.processes import Launch, ProcessRecord, launch, log_start, stop, tail
 from pipeline.errors import TransientError
 
 Progress = Callable[[str], None]
 POLL_S = 0.02
+BROKER = "broker"  # the name in its record
 
 
 class Broker(Protocol):
@@ -126,15 +127,14 @@ class Stack:
                 starts = {spec.name: self._start(spec) for spec in missing}
                 self._wait_until_ready(specs, starts, say)
             except BaseException:
-                self._stop_recorded({spec.name for spec in missing}, say)
+                names = {spec.name for spec in missing}
+                self._stop_recorded([record for record in self._records() if record.name in names], say)
                 if not broker_was_up:
                     self._broker.stop()
                 raise
-            names = [spec.name for spec in missing]
-            return Started(
-                tuple(names if broker_was_up else ["broker", *names]),
-                tuple(["broker", *running] if broker_was_up else running),
-            )
+            started = [spec.name for spec in missing]
+            (running if broker_was_up else started).insert(0, BROKER)
+            return Started(tuple(started), tuple(running))
 
     def down(self, progress: Progress | None = None) -> dict[str, bool]:
         """Stop everything recorded, the highest stage first, the broker last. Blocks.
@@ -143,7 +143,13 @@ class Stack:
         that are gone (a crash) are removed and not mentioned.
         """
         with self._locked("down"):
-            return self._stop_recorded(None, progress or (lambda _: None))
+            say = progress or (lambda _: None)
+            ended = self._stop_recorded([record for record in self._records() if record.name != BROKER], say)
+            running = self._broker.alive()
+            if running:
+                say("stopping the broker")
+            by_itself = self._broker.stop()  # also when it crashed: its record goes
+            return {**ended, BROKER: by_itself} if running else ended
 
     def status(self) -> list[ProcessStatus]:
         """Every recorded process, the broker first; one that crashed shows as not alive."""
@@ -207,26 +213,19 @@ class Stack:
             f"{problem}; last lines of {log}:\n{tail(log, start)}", operation="stack start", place=spec.name
         )
 
-    def _stop_recorded(self, names: Collection[str] | None, say: Progress) -> dict[str, bool]:
-        """Stop these (None: all, the broker too), stage by stage; forget them."""
+    def _stop_recorded(self, records: Sequence[ProcessRecord], say: Progress) -> dict[str, bool]:
+        """Stop them stage by stage and forget them; those that live are in the result."""
         ended: dict[str, bool] = {}
-        records = [record for record in self._records() if names is None or record.name in names]
-        for _, together in groupby(reversed(records), lambda record: record.stage):
-            living = []
+        for _, group in groupby(
+            sorted(records, key=lambda record: -record.stage), lambda record: record.stage
+        ):
+            together = list(group)
+            living = [record for record in together if record.alive()]
+            if living:
+                say(f"stopping {', '.join(record.name for record in living)}")
+            by_itself = stop(living, self._options.stop_timeout_s)
+            ended |= dict(zip((record.name for record in living), by_itself, strict=True))
             for record in together:
-                if record.alive():
-                    living.append(record)
-                elif record.name != BROKER:
-                    self._forget(record.name)
-            if not living:
-                continue
-            say(f"stopping {', '.join(record.name for record in living)}")
-            if living[0].name == BROKER:
-                ended[BROKER] = self._broker.stop()
-                continue
-            orderly = stop(living, self._options.stop_timeout_s)
-            ended |= {record.name: by_itself for record, by_itself in zip(living, orderly, strict=True)}
-            for record in living:
                 self._forget(record.name)
         return ended
 
@@ -241,10 +240,10 @@ class Stack:
         return record is not None and record.alive()
 
     def _records(self) -> list[ProcessRecord]:
-        """By stage, then by start: the broker's comes first."""
+        """The broker's, then by stage, then by start."""
         found = [ProcessRecord.read(path) for path in self._run.glob("[!.]*.json")]
         records = [record for record in found if record is not None]
-        return sorted(records, key=lambda record: (record.stage, record.create_time_s))
+        return sorted(records, key=lambda record: (record.name != BROKER, record.stage, record.create_time_s))
 
     def _record_path(self, name: str) -> Path:
         return self._run / f"{name}.json"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,17 +21,10 @@ from connectors.processes import (
     stop,
     tail,
 )
+from tests.waiting import wait_for
 
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
 SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
-PAUSE = threading.Event()
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        PAUSE.wait(0.01)
 
 
 def start(code: str, log: Path) -> ProcessRecord:
@@ -50,13 +40,13 @@ def test_a_record_read_back_finds_the_same_process(tmp_path: Path) -> None:
     record.write(tmp_path / "child.json")
     assert ProcessRecord.read(tmp_path / "child.json") == record
     assert record.alive()
-    assert stop(record, 10)
+    assert stop([record], 10) == [True]
     assert not record.alive()
 
 
 def test_a_process_deaf_to_sigterm_is_killed_at_the_deadline(tmp_path: Path) -> None:
     record = start(STUBBORN, tmp_path / "log")
-    assert not stop(record, 0.2)
+    assert stop([record], 0.2) == [False]
     assert not psutil.pid_exists(record.pid)
 
 
@@ -64,7 +54,7 @@ def test_the_pid_of_another_process_is_never_signalled(tmp_path: Path) -> None:
     record = start(SLEEPER, tmp_path / "log")
     earlier = replace(record, create_time_s=record.create_time_s - 100)
     assert not earlier.alive()
-    assert stop(earlier, 0.2)
+    assert stop([earlier], 0.2) == [True]
     kill(earlier)
     assert record.alive()
     kill(record)

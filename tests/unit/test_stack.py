@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.errors import TransientError
 from pipeline.stack import ProcessSpec, Stack, StackOptions
+from tests.waiting import wait_for
 
 # A role in small: says that it is ready, notes when it is told to stop.
 ROLE = """
@@ -65,19 +67,20 @@ def stack(tmp_path: Path, broker: FakeBroker) -> Iterator[Stack]:
     stack.down()
 
 
-def role(tmp_path: Path, name: str) -> ProcessSpec:
+def role(tmp_path: Path, name: str, stage: int = 0) -> ProcessSpec:
     ready = tmp_path / "run" / f"{name}.ready"
-    return ProcessSpec(name, (sys.executable, "-c", ROLE, str(ready), str(tmp_path / "journal"), name), ready)
+    argv = (sys.executable, "-c", ROLE, str(ready), str(tmp_path / "journal"), name)
+    return ProcessSpec(name, argv, ready, stage)
 
 
 def failing(name: str, code: str, tmp_path: Path) -> ProcessSpec:
     return ProcessSpec(name, (sys.executable, "-c", code), tmp_path / "run" / f"{name}.ready")
 
 
-def test_up_returns_when_every_process_is_ready_and_down_goes_backwards(
+def test_up_returns_when_every_process_is_ready_and_down_goes_stage_by_stage(
     tmp_path: Path, stack: Stack, broker: FakeBroker
 ) -> None:
-    done = stack.up([role(tmp_path, "store"), role(tmp_path, "processor"), role(tmp_path, "edge")])
+    done = stack.up([role(tmp_path, "store"), role(tmp_path, "processor", 1), role(tmp_path, "edge", 2)])
     assert done.started == ("broker", "store", "processor", "edge")
     shown = stack.status()
     assert [(one.name, one.alive, one.port) for one in shown] == [
@@ -85,7 +88,10 @@ def test_up_returns_when_every_process_is_ready_and_down_goes_backwards(
         ("processor", True, 4711),
         ("edge", True, 4711),
     ]
-    assert stack.down() == {"edge": True, "processor": True, "store": True}
+    ended = stack.down()
+    assert list(ended) == ["edge", "processor", "store", "broker"]
+    assert all(ended.values())
+    assert broker.calls == ["start", "stop"]
     assert (tmp_path / "journal").read_text().split() == ["edge", "processor", "store"]
     assert stack.status() == []
     assert not any(psutil.pid_exists(one.pid) for one in shown)
@@ -104,7 +110,7 @@ def test_another_run_of_the_program_finds_and_stops_the_processes(
     tmp_path: Path, stack: Stack, broker: FakeBroker
 ) -> None:
     stack.up([role(tmp_path, "store")])
-    assert Stack(tmp_path, broker).down() == {"store": True}
+    assert Stack(tmp_path, broker).down() == {"store": True, "broker": True}
     assert stack.status() == []
 
 
@@ -169,8 +175,20 @@ def test_down_forgets_the_records_of_a_crash(tmp_path: Path, stack: Stack) -> No
     victim = psutil.Process(stack.status()[0].pid)
     victim.kill()
     victim.wait(10)
-    assert stack.down() == {}
+    assert stack.down() == {"broker": True}
     assert stack.status() == []
+
+
+def test_processes_of_one_stage_share_the_deadline_of_their_stop(tmp_path: Path, stack: Stack) -> None:
+    slow = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    deaf = [ProcessSpec(name, (sys.executable, "-c", slow)) for name in ("a", "b", "c")]
+    stack.up(deaf)
+    logs = [tmp_path / "run" / f"{spec.name}.log" for spec in deaf]
+    wait_for(lambda: all(log.stat().st_size > 0 for log in logs))  # deaf by now
+    hurried = Stack(tmp_path, FakeBroker(), StackOptions(stop_timeout_s=1))
+    began = time.monotonic()
+    assert hurried.down() == {"a": False, "b": False, "c": False}
+    assert time.monotonic() - began < 2.5  # one deadline, not three
 
 
 def test_two_at_once_are_refused(tmp_path: Path, stack: Stack) -> None:
