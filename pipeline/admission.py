@@ -38,7 +38,7 @@ def validate_one(event: EventType, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def compiled(event: EventType) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """The validator of one event, built once; about a quarter of a microsecond per field."""
+    """The validator of one event, built once; about 0.2 µs per field."""
     plan = tuple((f.name, f.nullable, converter(f)) for f in event.own_fields)
     names = frozenset(name for name, _, _ in plan)
 

@@ -224,25 +224,42 @@ def _without_invalid_text(
     batch: pa.RecordBatch, rows: np.ndarray
 ) -> tuple[pa.RecordBatch, np.ndarray, list[int]]:
     """Take out rows with a string that is not UTF-8: the decoder passes it, every later reader fails."""
-    good = np.ones(len(batch), dtype=bool)
-    spans = [(0, len(batch))]
-    while spans:
-        first, end = spans.pop()
-        if _valid_text(batch.slice(first, end - first)):
-            continue
-        if end - first == 1:
-            good[first] = False
-        else:
-            middle = (first + end) // 2
-            spans += [(first, middle), (middle, end)]
-    if good.all():
+    if _is_valid(batch):
         return batch, rows, []
+    bad = np.unique(np.concatenate([_invalid_text(column) for column in batch.columns]))
+    good = np.ones(len(batch), dtype=bool)
+    good[bad] = False
     return batch.filter(pa.array(good)), rows[good], rows[~good].tolist()
 
 
-def _valid_text(batch: pa.RecordBatch) -> bool:
+def _invalid_text(column: pa.Array) -> np.ndarray:
+    """Indices of the rows with such a string at any depth.
+
+    Arrow validates the whole child of a sliced list or struct, so those are opened before they are halved.
+    """
+    found = [np.zeros(0, np.int64)]
+    if pa.types.is_list(column.type):
+        parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+        found.append(parents[_invalid_text(pc.list_flatten(column))])
+    elif pa.types.is_struct(column.type):
+        found += [_invalid_text(pc.struct_field(column, [i])) for i in range(column.type.num_fields)]
+    elif pa.types.is_string(column.type):
+        spans = [(0, len(column))]
+        while spans:
+            first, end = spans.pop()
+            if _is_valid(column.slice(first, end - first)):
+                continue
+            if end - first == 1:
+                found.append(np.array([first]))
+            else:
+                middle = (first + end) // 2
+                spans += [(first, middle), (middle, end)]
+    return np.concatenate(found)
+
+
+def _is_valid(values: pa.RecordBatch | pa.Array) -> bool:
     try:
-        batch.validate(full=True)
+        values.validate(full=True)
     except pa.ArrowInvalid:
         return False
     return True

@@ -207,32 +207,6 @@ class EventType:
                 return field
         raise KeyError(name)
 
-    def project(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch of another version of this event in this version's shape.
-
-        Fields this version does not know are dropped, fields the batch does not have are null. Raises
-        ConfigError when such a field is not nullable or a type differs (the lock's evolution rules forbid
-        both).
-        """
-        if batch.schema.equals(self.arrow):
-            return batch
-        columns = []
-        for field in self.arrow:
-            index = batch.schema.get_field_index(field.name)
-            if index < 0 and not field.nullable:
-                raise ConfigError(
-                    f"an older version has no field {field.name}", operation="project", place=self.name
-                )
-            column = pa.nulls(len(batch), field.type) if index < 0 else batch.column(index)
-            if column.type != field.type:
-                raise ConfigError(
-                    f"expected {field.type}, got {column.type}",
-                    operation="project",
-                    place=f"{self.name}.{field.name}",
-                )
-            columns.append(column)
-        return pa.RecordBatch.from_arrays(columns, schema=self.arrow)
-
 
 @dataclass(frozen=True, eq=False)
 class LockedSchema:

@@ -251,8 +251,28 @@ def test_text_that_is_not_utf8_takes_out_its_row_alone() -> None:
     assert 3 not in good
     batch.validate(full=True)
     assert decode_one(with_value("string"), HEAD + zigzag(3) + b"\xed\xa0\x80") is Reason.UTF8  # a surrogate
-    nested = with_value({"type": "array", "items": "string"})
-    assert decode_one(nested, HEAD + zigzag(1) + zigzag(1) + b"\xff" + b"\0") is Reason.UTF8
+
+
+@pytest.mark.parametrize(
+    "avro_type",
+    [
+        {"type": "array", "items": "string"},
+        ["null", {"type": "array", "items": ["null", "string"]}],
+        {"type": "record", "name": "R", "fields": [tagged("s", ["null", "string"])]},
+        {"type": "array", "items": {"type": "record", "name": "R", "fields": [tagged("s", "string")]}},
+    ],
+)
+def test_text_inside_lists_and_records_takes_out_its_row_alone(avro_type: Any) -> None:
+    codec = with_value(avro_type)
+    batch = random_batch(event(codec.locked.schema), 60, seed=9)
+    values: list[bytes] = codec.encode_bare(batch).to_pylist()
+    word = "Zürich".encode()
+    broken = {row for row, value in enumerate(values) if word in value}
+    assert 0 < len(broken) < 60
+    values = [value.replace(word, b"\xff" * len(word)) for value in values]
+    back, good, bad = codec.decode(bodies(values))
+    assert bad == dict.fromkeys(broken, Reason.UTF8)
+    assert back.equals(batch.take(pa.array(good)))
 
 
 def test_a_time_beyond_the_calendar_comes_out_for_the_checks_to_refuse() -> None:
