@@ -135,9 +135,8 @@ class ClusterClient:
     async def refresh(self) -> None:
         """Ask for fresh metadata; when no known broker answers, begin again from the bootstrap addresses."""
         try:
-            done = await asyncio.wait_for(
-                self.client.force_metadata_update(), self._cluster.request_timeout_s
-            )
+            async with asyncio.timeout(self._cluster.request_timeout_s):
+                done = await self.client.force_metadata_update()
             if not done:
                 await self.client.bootstrap()
         except (KafkaError, OSError, TimeoutError):

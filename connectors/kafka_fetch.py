@@ -186,7 +186,10 @@ class RawFetch:
 
     async def _fly(self, node: int, partitions: list[Partition]) -> None:
         """One request and what its answer means; never raises."""
-        asked = {partition: self.lanes[partition] for partition in partitions}
+        # Closed, perhaps, since it was asked for: a rebalance may come in between.
+        asked = {partition: self.lanes[partition] for partition in partitions if partition in self.lanes}
+        if not asked:
+            return
         try:
             response = await self._client.send(node, self._request(node, asked))
         except (WireError, TransientError) as error:

@@ -58,8 +58,10 @@ class RawSource:
         self._raise_errors()
         if not self._fetch.has_ready():
             self._fetch.ready.clear()
+            # Not wait_for: up to Python 3.11 it can swallow a cancellation that meets the result.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._fetch.ready.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._fetch.ready.wait()
             self._raise_errors()
         return await self._hand_out()
 

@@ -1,4 +1,4 @@
-"""Our record batches against aiokafka's own builder and reader: the same rows, both ways, also when hostile."""
+"""Our record batches against aiokafka's own builder and reader: the same rows both ways, hostile ones too."""
 
 from __future__ import annotations
 
@@ -204,7 +204,8 @@ def test_damaged_records_are_read_as_aiokafka_does_or_refused() -> None:
 
 def test_padded_varints_do_not_shift_records() -> None:
     """A value length written in two bytes where one suffices, made up for by a shorter neighbour."""
-    plain = b"\x12\0\0\0\x01\x06abc\0"  # length 9: attributes, time, offset, no key, value length, 3 bytes, headers
+    # Length 9: attributes, time, offset, no key, value length, 3 bytes, no headers.
+    plain = b"\x12\0\0\0\x01\x06abc\0"
     padded = b"\x14\0\0\x02\x01\x86\x00abc\0"
     assert rows_of(parse(with_records(plain + padded, 2))) == [
         (0, 1000, None, b"abc"),

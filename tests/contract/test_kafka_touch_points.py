@@ -1,7 +1,7 @@
 """What connectors/ uses of aiokafka below its documented API: when one of these fails, aiokafka has changed.
 
-Then: run with ``ReaderOptions(raw=False)`` and ``KafkaWriter(raw=False)``, which need none of it, and mend the
-adapter that the test names.
+Then: run with ``ReaderOptions(raw=False)`` and ``KafkaWriter(raw=False)``, which need none of it, and mend
+the adapter that the test names.
 """
 
 from __future__ import annotations
@@ -103,6 +103,4 @@ def test_error_names(code: int, name: str) -> None:
 
 
 def _batch() -> bytes:
-    import pyarrow as pa
-
     return encode_batch(Columns(pa.array([b"v"], pa.binary())), "none").seal()

@@ -177,7 +177,7 @@ async def test_a_topic_that_does_not_exist_is_transient(cluster: ClusterConfig, 
     writer = KafkaWriter(cluster.model_copy(update={"request_timeout_s": 1.0}))
     await writer.start()
     try:
-        with pytest.raises(TransientError, match="no leader.*nothing was sent"):
+        with pytest.raises(TransientError, match=r"no leader.*nothing was sent"):
             await writer.send(f"{topic_prefix}nowhere", 0, binary([b"v"]))
     finally:
         await writer.stop()
@@ -258,7 +258,7 @@ async def test_an_outage_is_reported_under_the_deadline_and_over_when_the_broker
         await asyncio.to_thread(own_broker.kill9)
         for _ in range(2):
             started = time.monotonic()
-            with pytest.raises(TransientError, match="produce|connect"):
+            with pytest.raises(TransientError, match=r"produce|connect"):
                 await writer.send(topic, 0, binary([b"during"]))
             assert time.monotonic() - started < 4
         await asyncio.to_thread(own_broker.start)
