@@ -14,6 +14,7 @@ from pipeline.service import Project
 from pipeline.stack import ProcessSpec, Progress, Stack, StackOptions, Started
 
 ROLES = ("process", "store", "edge")
+STAGES = {"edge": 2, "process": 1, "store": 0}  # higher stops first: each drains what the one before sent
 
 
 def role_name(role: str, region: str) -> str:
@@ -27,7 +28,7 @@ def ready_file(project: Project, role: str, region: str) -> Path:
 
 
 def specs(project: Project, config_file: Path | None, roles: tuple[str, ...] = ROLES) -> list[ProcessSpec]:
-    """One process per role and region; edges last, so that they stop first."""
+    """One process per role and region."""
     file = ("--config", str(config_file.resolve())) if config_file else ()
     state = ("--state", str(project.config.state.resolve()))
     return [
@@ -35,6 +36,7 @@ def specs(project: Project, config_file: Path | None, roles: tuple[str, ...] = R
             role_name(role, region),
             (sys.executable, "-m", "pipeline", *file, *state, role, "--region", region),
             ready_file(project, role, region),
+            stage=STAGES[role],
         )
         for role in roles
         for region in project.config.regions
