@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.batches import FILTERED, PASSED, QUARANTINED, REPEAT, Outcomes, Run
-from pipeline.codec import Codec, encode_control
+from pipeline.codec import Codec
+from pipeline.control_records import encode_control
 from pipeline.events import EventField
 from pipeline.schemas import SchemaStore
 from pipeline.store import RawPartition
@@ -181,6 +182,7 @@ class FakeCluster:
     def __init__(self, world: World) -> None:
         self.ids = dict(world.ids)
         self._partitions = world.partitions
+        self.failures: list[Exception] = []  # raised by the next questions for ids
 
     async def cluster_id(self) -> str:
         """The one cluster."""
@@ -188,6 +190,8 @@ class FakeCluster:
 
     async def topic_ids(self, names: list[str]) -> dict[str, str]:
         """Ids of those that exist."""
+        if self.failures:
+            raise self.failures.pop(0)
         return {name: self.ids[name] for name in names if name in self.ids}
 
     async def partitions(self, name: str) -> int:

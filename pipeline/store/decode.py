@@ -22,8 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.codec import decode_control, unframe
+from pipeline.control_records import decode_control
 from pipeline.errors import ConfigError, RecordError, StoreCorrupt
+from pipeline.framing import unframe
 from pipeline.schemas import SchemaStore
 from pipeline.store.account import RawPartition, StatsRecord, apply
 from pipeline.store.buffer import Rows

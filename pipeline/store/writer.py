@@ -5,11 +5,13 @@ Goes out: one transaction per flush with the rows, the account and the next posi
 
 1. fetch and decode (a thread of its own), skip what is stored (pipeline.store.decode says why that is exact);
 2. gather until the flush policy says enough: age, rows or bytes, whichever comes first;
-3. commit (the store's own thread): the store refuses when its positions are not the ones we started from;
-4. metrics, and the group's offsets as a hint for lag tools: nothing rests on them.
+3. ask who the topics are: one that was recreated since the start has another id, and what was fetched from
+   it means other events (a fetch names topics, not ids, so only asking *after* it tells);
+4. commit (the store's own thread): the store refuses when its positions are not the ones we started from;
+5. metrics, and the group's offsets as a hint for lag tools: nothing rests on them.
 
-A kill anywhere repeats from the last commit. While 3 runs, 1 and 2 go on for one further flush at most, then
-fetching stops: memory is bounded by two flushes and one fetch.
+A kill anywhere repeats from the last commit. While 3 and 4 run, 1 and 2 go on for one further flush at
+most, then decoding stops, and with it fetching: memory is bounded by two flushes and one fetch.
 """
 
 from __future__ import annotations
@@ -18,108 +20,26 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.config import FlushConfig
 from pipeline.errors import ConfigError, OwnershipLost, StoreCorrupt, TransientError
 from pipeline.schemas import SchemaStore
 from pipeline.store.account import RawPartition, Source, StoreState
 from pipeline.store.buffer import Buffer
-from pipeline.store.decode import Decoder, Door, Fetched
-from pipeline.topics import Topics
+from pipeline.store.decode import Decoder, Fetched
+from pipeline.store.ports import StorePlan, StorePorts, TopicPartition
 
 log = logging.getLogger(__name__)
 
-TopicPartition = tuple[str, int]
 FETCH_WAIT_S = 0.2  # how late a stop or a due flush may be noticed
+BUSY_WAIT_S = 0.02  # the same while a commit runs: how late its end may be noticed
 HINT_EVERY_S = 1.0
 HINT_TIMEOUT_S = 5.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.1, 2.0
-
-
-class Store(Protocol):
-    """What the writer needs of a store. Called from one thread at a time; calls block."""
-
-    def state(self) -> StoreState: ...
-    def ensure_table(self, event: str, schema: pa.Schema) -> None: ...
-    def commit(
-        self, rows: Mapping[str, pa.Table], account: pa.Table, expected: Mapping[Source, int]
-    ) -> object: ...
-
-
-class Reader(Protocol):
-    """What the writer needs of a consumer: started, with partitions assigned by hand."""
-
-    async def assign(self, positions: dict[TopicPartition, int]) -> None: ...
-    async def fetch(self, timeout_s: float) -> list[Any]: ...
-    async def commit(self, offsets: dict[TopicPartition, int]) -> None: ...
-    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]: ...
-    async def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]: ...
-
-
-class Cluster(Protocol):
-    """Who the topics are."""
-
-    async def cluster_id(self) -> str: ...
-    async def topic_ids(self, names: list[str]) -> dict[str, str]: ...
-    async def partitions(self, name: str) -> int: ...
-
-
-class Metrics(Protocol):
-    """What the writer counts; :class:`pipeline.metrics.StoreMetrics` is one."""
-
-    def stored(self, event: str, count: int) -> None: ...
-    def repeats(self, event: str, count: int) -> None: ...
-    def committed(self, seconds: float, trigger: str) -> None: ...
-    def end_to_end(self, event: str, seconds: np.ndarray) -> None: ...
-    def lag(self, event: str, records: int) -> None: ...
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def stored(self, event: str, count: int) -> None:
-        """Nothing."""
-
-    def repeats(self, event: str, count: int) -> None:
-        """Nothing."""
-
-    def committed(self, seconds: float, trigger: str) -> None:
-        """Nothing."""
-
-    def end_to_end(self, event: str, seconds: np.ndarray) -> None:
-        """Nothing."""
-
-    def lag(self, event: str, records: int) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class StorePorts:
-    """The writer's connections to the outside."""
-
-    store: Store
-    reader: Reader
-    cluster: Cluster
-    metrics: Metrics = field(default_factory=NoMetrics)
-
-
-@dataclass(frozen=True)
-class StorePlan:
-    """What one writer does. ``door(schema_id)`` raises when the region may not hold such rows."""
-
-    region: str
-    events: tuple[str, ...]
-    topics: Topics
-    door: Door
-    flush: FlushConfig = field(default_factory=FlushConfig)
-    stop_timeout_s: float = 15.0
 
 
 class StoreWriter:
@@ -136,6 +56,7 @@ class StoreWriter:
         self._next_raw: dict[Source, int] = {}
         self._accounted: dict[RawPartition, int] = {}
         self._buffer = Buffer(plan.flush)
+        self._undecoded: deque[Fetched] = deque()  # fetched, waiting for room in the buffer
         self._commit_task: asyncio.Task[None] | None = None
         self._hint_task: asyncio.Task[None] | None = None
         self._hinted_at = 0.0
@@ -217,26 +138,30 @@ class StoreWriter:
         trigger = self._buffer.trigger(time.monotonic())
         if trigger and self._commit_task is None:
             self._start_commit(trigger)
-        await self._take_in(max(0.0, min(FETCH_WAIT_S, self._buffer.due_in(time.monotonic()))))
+        if self._commit_task is not None:
+            await self._take_in(BUSY_WAIT_S)
+        else:
+            await self._take_in(max(0.0, min(FETCH_WAIT_S, self._buffer.due_in(time.monotonic()))))
 
     async def _take_in(self, wait_s: float) -> None:
         """Fetch and decode once; an outage of the broker is waited out, for it harms nothing stored."""
         try:
-            fetched = await self._reader.fetch(wait_s)
+            if not self._undecoded:
+                self._undecoded.extend(await self._reader.fetch(wait_s))
             self._pause_s = PAUSE_MIN_S
         except TransientError as error:
             log.warning("nothing to store for now: %s", error)
             await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
             self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S)
             return
-        if fetched:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._decode_thread, self._decode, fetched)
+        if self._undecoded:
+            await asyncio.get_running_loop().run_in_executor(self._decode_thread, self._decode)
 
-    def _decode(self, fetched: Sequence[Fetched]) -> None:
+    def _decode(self) -> None:
         """Into the buffer, in the decode thread; the loop awaits it, so nothing else touches these."""
         now_s = time.monotonic()
-        for run in fetched:
+        while self._undecoded and not self._buffer.full:
+            run = self._undecoded.popleft()
             source = self._sources[(run.topic, run.partition)]
             position = self._positions[source]
             if run.first_offset != position:
@@ -259,6 +184,7 @@ class StoreWriter:
         self._commit_task = asyncio.create_task(self._commit(full, trigger), name="commit")
 
     async def _commit(self, buffer: Buffer, trigger: str) -> None:
+        await self._refuse_recreated()
         started = time.monotonic()
         await self._in_store(self._commit_blocking, buffer)
         self._committed.update(buffer.reached)
@@ -272,6 +198,22 @@ class StoreWriter:
             if received:
                 self._metrics.end_to_end(event, (now_us - np.concatenate(received)) / 1e6)
         self._hint()
+
+    async def _refuse_recreated(self) -> None:
+        """Raises StoreCorrupt when a topic is not the one of the start; waits while the cluster is away."""
+        ids = {source.topic: source.topic_id for source in self._sources.values()}
+        pause_s = PAUSE_MIN_S
+        while True:
+            try:
+                found = await self._cluster.topic_ids(list(ids))
+                break
+            except TransientError as error:
+                log.warning("not committed yet: %s", error)
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(pause_s * 2, PAUSE_MAX_S)
+        for topic, topic_id in ids.items():
+            if found.get(topic) != topic_id:
+                raise _recreated(topic)
 
     def _commit_blocking(self, buffer: Buffer) -> None:
         """In the store's thread: tables and account are built there too, off the event loop."""
@@ -338,8 +280,12 @@ def _refuse_other_incarnations(state: StoreState, sources: set[Source], names: s
     known = {(source.cluster_id, source.topic, source.topic_id) for source in sources}
     for stored in state.positions:
         if stored.topic in names and (stored.cluster_id, stored.topic, stored.topic_id) not in known:
-            raise StoreCorrupt(
-                "the topic was recreated or is another cluster's: the stored positions are not its own",
-                operation="storing", place=stored.topic,
-                remedy="use a new topic prefix or a new store; nothing was written",
-            )  # fmt: skip
+            raise _recreated(stored.topic)
+
+
+def _recreated(topic: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        "the topic was recreated or is another cluster's: the stored positions are not its own",
+        operation="storing", place=topic,
+        remedy="use a new topic prefix or a new store; nothing of it was written",
+    )  # fmt: skip

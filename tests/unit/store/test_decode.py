@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.codec import encode_control
+from pipeline.control_records import encode_control
 from pipeline.errors import ConfigError, StoreCorrupt
 from pipeline.store.decode import Decoder
 from tests.store_world import REGION, Run_, World, curated_rows, stats_value

@@ -249,6 +249,27 @@ async def test_a_recreated_topic_stops_the_writer(recreated):
     assert second.store.commits == []
 
 
+async def test_a_topic_recreated_while_it_is_read_is_noticed_before_the_commit():
+    setup = Setup(flush=FlushConfig(age_s=0.05))
+    setup.reader.limits = dict.fromkeys(setup.world.logs, 0)
+    async with setup.running() as task:
+        setup.cluster.ids[CURATED] = "another"
+        setup.reader.limits = {}
+        with pytest.raises(StoreCorrupt, match="recreated"):
+            await asyncio.wait_for(task, DEADLINE_S)
+    assert setup.store.commits == []
+
+
+async def test_a_cluster_that_is_away_delays_the_commit_and_nothing_else():
+    setup = Setup(flush=FlushConfig(age_s=0.05))
+    setup.reader.limits = dict.fromkeys(setup.world.logs, 0)
+    async with setup.running():
+        setup.cluster.failures = [TransientError("away"), TransientError("away")]
+        setup.reader.limits = {}
+        await until(lambda: bool(setup.store.commits))
+        assert setup.cluster.failures == []
+
+
 @pytest.mark.parametrize("change", ["cut", "expired"])
 async def test_a_position_outside_the_topic_stops_the_writer(change):
     setup = Setup()
