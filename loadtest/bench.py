@@ -208,7 +208,7 @@ class Bench:
         process = next(psutil.Process(one.pid) for one in self.stack.status() if one.name == spec[0].name)
         progress = Progress(process, self.done_of(role))
         progress.watch(self.events)
-        self.stack.stop(spec[0].name)
+        self.stack.down(names=[spec[0].name])
         names = {"process": "process, raw to curated", "store": "store, curated to Parquet"}
         self.add(names[role], progress.rate, "events/s", floor)
         self.add(f"{role}, per processor second", progress.per_cpu_s, "events/cpu-s")
@@ -237,22 +237,22 @@ class Progress:
         self.rate = self.per_cpu_s = self.memory_mb = 0.0
 
     def watch(self, total: int) -> None:
-        """Poll until ``total``; the rate is taken from the first progress seen to the end."""
-        samples: list[tuple[float, float, int]] = []
+        """Poll until ``total``; the rate is taken from the first look, when the process is ready, to the last."""
+        first = self._look(self._done())
         deadline = time.monotonic() + 300
-        while not samples or samples[-1][2] < total:
+        last = first
+        while last[2] < total:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{samples[-1][2] if samples else 0} of {total} events after 300 s")
-            done = self._done()
-            times = self._process.cpu_times()
-            samples.append((time.perf_counter(), times.user + times.system, done))
+                raise TimeoutError(f"{last[2]} of {total} events after 300 s")
             self.memory_mb = max(self.memory_mb, self._process.memory_info().rss / 1e6)
             time.sleep(0.02)
-        first = next((one for one in samples if one[2] > 0), samples[0])
-        if first[2] == total and len(samples) > 1:  # all in one look: from the look before
-            first = samples[-2]
-        wall, cpu, count = (last - begin for last, begin in zip(samples[-1], first, strict=True))
-        self.rate, self.per_cpu_s = count / max(wall, 1e-9), count / max(cpu, 1e-9)
+            last = self._look(self._done())
+        wall, cpu, count = (end - begin for end, begin in zip(last, first, strict=True))
+        self.rate, self.per_cpu_s = count / wall, count / cpu
+
+    def _look(self, done: int) -> tuple[float, float, int]:
+        times = self._process.cpu_times()
+        return time.perf_counter(), times.user + times.system, done
 
 
 def producer_rows(count: int) -> pa.RecordBatch:

@@ -59,8 +59,7 @@ def measure_latency(
         over.set()
         for watcher in watchers:
             watcher.join()
-        for spec in reversed(processes):
-            local.stop(spec.name)
+        local.down(names=[spec.name for spec in processes])
     skip = int(rate)  # the first second warms up
     for name, arrived, ceiling in (("curated", curated, 100.0), ("queryable", queryable, 2000.0)):
         took = (arrived - due)[skip:] * 1e3

@@ -12,7 +12,7 @@ import fcntl
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -136,15 +136,20 @@ class Stack:
             (running if broker_was_up else started).insert(0, BROKER)
             return Started(tuple(started), tuple(running))
 
-    def down(self, progress: Progress | None = None) -> dict[str, bool]:
-        """Stop everything recorded, the highest stage first, the broker last. Blocks.
+    def down(self, progress: Progress | None = None, names: Collection[str] | None = None) -> dict[str, bool]:
+        """Stop everything recorded (or only ``names``), the highest stage first, the broker last. Blocks.
 
         The value per name: True when it went by itself, False when it had to be killed. Records of processes
         that are gone (a crash) are removed and not mentioned.
         """
         with self._locked("down"):
             say = progress or (lambda _: None)
-            ended = self._stop_recorded([record for record in self._records() if record.name != BROKER], say)
+            wanted = [
+                one for one in self._records() if one.name != BROKER and one.name in (names or {one.name})
+            ]
+            ended = self._stop_recorded(wanted, say)
+            if names is not None and BROKER not in names:
+                return ended
             running = self._broker.alive()
             if running:
                 say("stopping the broker")
