@@ -237,7 +237,7 @@ class Progress:
         self.rate = self.per_cpu_s = self.memory_mb = 0.0
 
     def watch(self, total: int) -> None:
-        """Poll until ``total``; the rate is taken from the first look, when the process is ready, to the last."""
+        """Poll until ``total``; the rate counts from the first look, when the process is ready."""
         first = self._look(self._done())
         deadline = time.monotonic() + 300
         last = first
