@@ -46,7 +46,6 @@ __all__ = [
     "evolution",
     "lint",
     "lock",
-    "source_events",
     "source_schemas",
 ]
 
@@ -117,22 +116,6 @@ class SchemaStore:
                 f"{subject} is not in the lock", operation="schema", place=subject, remedy=_REMEDY
             ) from None
 
-    def require(self, subject: str, schema: dict[str, Any]) -> LockedSchema:
-        """The newest locked version of the subject, which must be exactly this schema.
-
-        For schemas that are derived while running (curated ones): ConfigError when the policy now gives
-        another than the lock holds.
-        """
-        entry = self.latest(subject)
-        if entry.digest != text_digest(schema):
-            raise ConfigError(
-                f"{subject} differs from its locked version {entry.version}",
-                operation="schema",
-                place=subject,
-                remedy=_REMEDY,
-            )
-        return entry
-
     def subjects(self) -> list[str]:
         """Every subject ever locked, sorted."""
         return sorted(self._latest)
@@ -185,12 +168,6 @@ def source_schemas(path: Path) -> dict[str, dict[str, Any]]:
     if faults:
         raise ConfigError("; ".join(faults), operation="schema", place=str(path))
     return found
-
-
-def source_events(path: Path) -> dict[str, EventType]:
-    """The events as their files say, locked or not, with id 0: for the linters and for making the lock."""
-    sources = source_schemas(path)
-    return {name: EventType(name, 0, 0, schema) for name, schema in sources.items() if "." not in name}
 
 
 def lock(path: Path, derived: dict[str, dict[str, Any]], *, breaking: bool = False) -> list[LockedSchema]:

@@ -164,6 +164,26 @@ def test_only_mutated_records_can_be_bad_and_all_others_keep_their_values(seed: 
 
 
 @settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_bulk_and_strict_reader_agree_on_every_record_of_nested_types(seed: int) -> None:
+    draw = random.Random(seed)
+    values: list[bytes] = EVERY_CODEC.encode_bare(random_batch(EVERY, 20, seed)).to_pylist()
+    for row in draw.sample(range(20), draw.choice([1, 3, 20])):
+        values[row] = draw.choice(MUTATIONS)(values[row], draw)
+    batch, good, bad = EVERY_CODEC.decode(bodies(values))
+    batch.validate(full=True)
+    again = dict(zip(good.tolist(), EVERY_CODEC.encode_bare(batch).to_pylist(), strict=True))
+    strict = canonicaliser(every_type())
+    for row, value in enumerate(values):
+        try:
+            expected = strict(value)
+        except Malformed:
+            assert row in bad
+        else:
+            assert again[row] == expected
+
+
+@settings(max_examples=150, deadline=None)
 @given(values=st.lists(st.binary(max_size=120), max_size=40))
 def test_random_bytes_never_crash_the_decoder(values: list[bytes]) -> None:
     for codec in (TELEMETRY_CODEC, EVERY_CODEC):
