@@ -1,0 +1,261 @@
+"""The main job once, from nothing: three regions, their fleets, an outage, and the books closed to the row.
+
+Comes in: a session of the command line and what is wished for. Goes out: a printed account and an exit
+status, 1 when a balance is off. Everything happens in a folder of its own with a local broker of its own,
+never in a configured cluster; nothing is left running, whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from connectors.broker import LocalBroker
+from connectors.lake import open_reader
+from pipeline.balance import BalanceReport
+from pipeline.cli.output import Session
+from pipeline.config import load_config
+from pipeline.demo.account import Account, print_account
+from pipeline.demo.emission import Emission
+from pipeline.demo.fleet import Fleet, FleetSize
+from pipeline.demo.places import CITIES
+from pipeline.demo.samples import sample
+from pipeline.demo.watch import Watch
+from pipeline.edge import read_ledger
+from pipeline.edge_session import drained_edge
+from pipeline.errors import ConfigError
+from pipeline.evidence import weigh_settled
+from pipeline.local import specs, up
+from pipeline.service import Project
+from pipeline.stack import Stack, StackOptions
+
+ROLES = ("process", "store")  # the edges live in this process
+SETTLE_S = 60.0
+OUTAGE_AT = 0.3  # of the time; its end, a broker's start later, should still be seen
+QUERIES = {
+    "eu": """SELECT jurisdiction, count(DISTINCT vin) AS vehicles, count(*) AS samples,
+        round(avg(speed_m_s) * 3.6, 1) AS mean_km_h, count(DISTINCT location_cell) AS cells,
+        count(DISTINCT vin) FILTER (fault_code IS NOT NULL) AS with_fault
+        FROM vehicle_telemetry GROUP BY ALL ORDER BY vehicles DESC""",
+    "us-ca": """SELECT tariff, count(DISTINCT meter) AS meters, count(*) AS readings,
+        round(avg(power_w)) AS mean_w, round(min(voltage_v), 1) AS lowest_v
+        FROM meter_reading GROUP BY ALL ORDER BY meters DESC""",
+    "br": """SELECT target, count(DISTINCT subject) AS machines, count(*) AS outputs,
+        count(*) FILTER (acted) AS alarms, round(avg(latency_ms), 2) AS mean_ms
+        FROM inference_output GROUP BY ALL ORDER BY target""",
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is wished for. ``rate``: events per second, all regions together; ``keep``: the folder to work
+    in, kept afterwards; None: a temporary one."""
+
+    seconds: float = 20.0
+    rate: float = 6000.0
+    outage_s: float = 5.0
+    seed: int = 2026
+    keep: Path | None = None
+
+
+def run_demo(here: Session, demo: Demo) -> int:
+    """Run it and print what happened; 0 when every region's balance is exact, else 1. Blocks.
+
+    Raises ConfigError before anything is started, TransientError when the stack does not come up.
+    """
+    with _ends_on_sigterm(), _quiet(), _folder(here, demo.keep) as folder:
+        project, config_file = _project(here, folder)
+        fleets = _fleets(project, demo)
+        with _running(project, config_file, here.say) as (stack, broker):
+            account = Account(demo.seed, list(fleets))
+            _emit(project, fleets, demo, _Scene(here, stack, broker, account))
+            asyncio.run(_look(project, account))
+            print_account(here, account)
+            here.say("stopping")
+    return 0 if account.balanced else 1
+
+
+@dataclass
+class _Scene:
+    """Where it is played, and the account of it."""
+
+    here: Session
+    stack: Stack
+    broker: LocalBroker
+    account: Account
+    begun_s: float = field(default_factory=time.monotonic)
+
+
+def _emit(project: Project, fleets: dict[str, Fleet], demo: Demo, scene: _Scene) -> None:
+    """The fleets emit, the broker is killed in the middle and started again, the spools run empty."""
+    account, say = scene.account, scene.here.say
+    with ExitStack() as edges:
+        clients = {name: edges.enter_context(drained_edge(project, f"demo-{name}")) for name in fleets}
+        emission = Emission(fleets, clients, demo.seconds)
+        begun = time.monotonic()
+        with emission, Watch(scene.here, scene.stack, emission, lambda: pending(project)) as watch:
+            watch.until(begun + demo.seconds * OUTAGE_AT)
+            if demo.outage_s and emission.running:
+                _outage(project, demo.outage_s, scene, watch)
+            watch.until(None)
+            account.note_emission(emission, time.monotonic() - begun)
+            say(
+                f"emitted: {account.accepted_total:,} events acknowledged; waiting until the spools are empty"
+            )
+            edges.close()  # returns when the broker has all
+            account.drained_s = time.monotonic() - begun
+            say("spools empty; waiting until the stores have everything")
+            account.reports = asyncio.run(_settle(project))
+            account.settled_s = time.monotonic() - begun
+
+
+def _outage(project: Project, seconds: float, scene: _Scene, watch: Watch) -> None:
+    """kill -9 of the broker; the edges go on; the same broker again."""
+    account, emission, say = scene.account, watch.emission, scene.here.say
+    before = sum(emission.accepted.values())
+    scene.broker.kill9()
+    gone = time.monotonic()
+    say("the broker is killed (SIGKILL); the edges go on")
+    watch.until(gone + seconds)
+    say("starting the broker again")
+    scene.broker.start()
+    account.outage_s = time.monotonic() - gone
+    account.accepted_in_outage = sum(emission.accepted.values()) - before
+    account.spooled = pending(project)
+    say(
+        f"the broker is back after {account.outage_s:.1f} s; {account.accepted_in_outage:,} events were "
+        f"acknowledged meanwhile, {sum(account.spooled.values()):,} wait in the spools"
+    )
+
+
+def pending(project: Project) -> dict[str, int]:
+    """Events that wait in the demo's spools, per region."""
+    found = {}
+    for region in project.config.regions:
+        path = project.config.spool_path(f"demo-{region}")
+        found[region] = sum(lane.pending for lane in read_ledger(path)) if path.exists() else 0
+    return found
+
+
+async def _settle(project: Project) -> list[BalanceReport]:
+    """The balance of every region once nothing moves any more."""
+    settling = [weigh_settled(project, name, SETTLE_S, distinct=True) for name in project.config.regions]
+    return await asyncio.gather(*settling)
+
+
+async def _look(project: Project, account: Account) -> None:
+    """One event raw beside stored, and one query, per region."""
+    for region in project.config.regions:
+        with open_reader(project.config.store_path(region)) as lake:
+            found = await sample(project, region, lake)
+            if found is not None:
+                account.samples.append(found)
+            if region in QUERIES:
+                account.answers[region] = lake.query(QUERIES[region])
+
+
+def _fleets(project: Project, demo: Demo) -> dict[str, Fleet]:
+    size = FleetSize().at_rate(demo.rate / len(project.config.regions))
+    return {name: Fleet(name, demo.seed, size) for name in project.config.regions}
+
+
+def _project(here: Session, folder: Path) -> tuple[Project, Path]:
+    """A configuration of the demo's own, in a file that its processes read, too.
+
+    Of the caller's only the schemas and the heap are taken over: a configured cluster, store or key
+    folder is production's, and invented events have no business there.
+    """
+    regions = [name for name in here.config.regions if name in CITIES]
+    if not regions:
+        raise ConfigError(
+            "no configured region has a simulated fleet",
+            operation="demo",
+            remedy=f"there is one for {', '.join(CITIES)}",
+        )
+    lines = [f"schemas = {json.dumps(str(here.config.schemas_path().resolve()))}"]
+    lines += [f"[regions.{name}]" for name in regions]
+    lines += ["[stack]", f"broker_heap_mb = {here.config.stack.broker_heap_mb}"]
+    file = folder / "demo.toml"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = load_config(file).model_copy(update={"state": folder})
+    return Project.open(config), file
+
+
+@contextmanager
+def _running(
+    project: Project, config_file: Path, say: Callable[[str], None]
+) -> Iterator[tuple[Stack, LocalBroker]]:
+    """Broker, processors and store writers; stopped at the end, killed by the system if we are."""
+    limits = project.config.stack
+    broker = project.broker(detached=False)
+    options = StackOptions(limits.start_timeout_s, limits.stop_timeout_s, detached=False)
+    stack = Stack(project.config.state, broker, options)
+    if any(process.alive for process in stack.status()):
+        raise ConfigError(
+            "a stack runs in this folder", operation="demo", place=str(project.config.state),
+            remedy="stop it with `pipeline down`, or choose another folder",
+        )  # fmt: skip
+    try:
+        up(project, stack, specs(project, config_file, ROLES), say)
+        yield stack, broker
+    finally:
+        stack.down()
+
+
+@contextmanager
+def _folder(here: Session, keep: Path | None) -> Iterator[Path]:
+    """The folder to work in. A temporary one goes at the end, but stays (with its logs) after an error."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep.resolve()
+        return
+    here.config.state.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=here.config.state)).resolve()
+    try:
+        yield folder
+    except Exception:
+        here.say(f"logs of the failed run: {folder / 'run'}")
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends it like Ctrl-C: what was started is stopped."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the clients say about the missing broker, many times a second, is no news here."""
+    loggers = [logging.getLogger(name) for name in ("aiokafka", "pipeline.edge")]
+    levels = [logger.level for logger in loggers]
+    if not logging.getLogger().isEnabledFor(logging.INFO):  # --verbose shows it
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
