@@ -3,32 +3,17 @@
 Comes in: :class:`TopicSpec`. Goes out: topics with leaders, topic ids, cluster id, partition counts.
 Invariant: an existing topic is never changed; one that does not fit stops the start, because a changed
 partition count would send a source's events to two partitions.
-
-Topic ids came with Metadata version 10 (KIP-516); aiokafka stops at 5, so version 12 is spelled out here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
-from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
 
 from connectors.kafka_client import (
     EARLIEST,
@@ -40,6 +25,7 @@ from connectors.kafka_client import (
     connection_options,
     list_offsets,
 )
+from connectors.kafka_metadata import TopicsRequest
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, TransientError
 
@@ -231,7 +217,7 @@ class KafkaAdmin:
         async with self._patience("read metadata", lambda: last):
             for attempt in range(1, 1_000_000):
                 try:
-                    return await self._client.send(self._client.any_node(), _TopicsRequest(names))
+                    return await self._client.send(self._client.any_node(), TopicsRequest(names))
                 except WireError as error:
                     last = error.name
                 await asyncio.sleep(backoff_s(attempt))
@@ -278,86 +264,3 @@ class _Patience:
             raise TransientError(
                 f"not done within {self._limit_s} s ({problem})", operation=self._operation, place=self._place
             ) from None
-
-
-class _Uuid(AbstractType[uuid.UUID]):
-    @classmethod
-    def encode(cls, value: uuid.UUID) -> bytes:
-        return value.bytes
-
-    @classmethod
-    def decode(cls, data: BytesIO) -> uuid.UUID:
-        return uuid.UUID(bytes=data.read(16))
-
-
-class _TopicsResponseV12(Response):
-    API_KEY = 3
-    API_VERSION = 12
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString()),
-                ("port", Int32),
-                ("rack", CompactString()),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString()),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("name", CompactString()),
-                ("topic_id", _Uuid),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline_replicas", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicsRequestV12(RequestStruct):
-    API_KEY = 3
-    API_VERSION = 12
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _TopicsResponseV12
-    SCHEMA = Schema(
-        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicsRequest(Request[_TopicsRequestV12]):
-    """Metadata of the named topics only; never makes one."""
-
-    API_KEY = 3
-
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
-
-    def build(self, request_struct_class: type[_TopicsRequestV12]) -> _TopicsRequestV12:
-        topics: list[tuple[uuid.UUID, str, dict[int, bytes]]] = [
-            (uuid.UUID(int=0), name, {}) for name in self._names
-        ]
-        return request_struct_class(topics, False, False, {})

@@ -10,6 +10,7 @@ Layout: Kafka documentation, "Record Batch" (KIP-98); codec ids: none 0, gzip 1,
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ _CRC_AT = 17
 _CHECKED_FROM = 21  # the checksum covers attributes and everything after
 _MAGIC_AT = 16
 
-CODECS = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
+CODECS = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}  # those that we write
+_SNAPPY = 2  # read only
+_LIKELY_RATIO = 16
+_ROOM_BYTES_MIN = 65_536
 _CODEC_MASK = 0x07
 _LOG_APPEND_TIME = 0x08
 _CONTROL = 0x20
@@ -158,28 +162,44 @@ def compress(codec: int, data: bytes) -> tuple[int, bytes]:
 def decompress(codec: int, data: memoryview, bytes_max: int) -> bytes | memoryview:
     """At most ``bytes_max`` bytes, or BatchRefused.
 
-    The output buffer is reserved, not touched: memory grows with what is really written into it.
+    The first try reserves what ordinary data unpack to; only what does not fit gets room up to the bound.
     """
     if codec == 0:
         if len(data) > bytes_max:
             raise BatchRefused("records larger than batch_decompressed_bytes_max")
         return data
-    out = memoryview(np.empty(bytes_max, np.uint8))  # type: ignore[arg-type]
+    likely = max(_ROOM_BYTES_MIN, _LIKELY_RATIO * len(data))
+    if likely < bytes_max:
+        with contextlib.suppress(_RoomUsedUp):
+            return _decompress_into(codec, data, likely)
     try:
-        if codec == 1:
+        return _decompress_into(codec, data, bytes_max)
+    except _RoomUsedUp:
+        raise BatchRefused("decompresses past batch_decompressed_bytes_max") from None
+
+
+class _RoomUsedUp(Exception):
+    """More bytes came out than there is room for."""
+
+
+def _decompress_into(codec: int, data: memoryview, room: int) -> memoryview:
+    # Reserved, not touched: memory grows with what is really written.
+    out = memoryview(np.empty(room, np.uint8))  # type: ignore[arg-type]
+    try:
+        if codec == CODECS["gzip"]:
             size = cramjam.gzip.decompress_into(data, out)
-        elif codec == 2:
+        elif codec == _SNAPPY:
             size = _unsnap(data, out)
-        elif codec == 3:
+        elif codec == CODECS["lz4"]:
             size = cramjam.lz4.decompress_into(data, out)
-        elif codec == 4:
+        elif codec == CODECS["zstd"]:
             size = cramjam.zstd.decompress_into(data, out)
         else:
             raise BatchRefused("unknown compression codec")
     except cramjam.DecompressionError as error:
-        full = "whole buffer" in str(error)
-        text = "decompresses past batch_decompressed_bytes_max" if full else "cannot be decompressed"
-        raise BatchRefused(text) from None
+        if "whole buffer" in str(error):
+            raise _RoomUsedUp from None
+        raise BatchRefused("cannot be decompressed") from None
     return out[:size]
 
 
@@ -190,7 +210,7 @@ def _unsnap(data: memoryview, out: memoryview) -> int:
     for block in blocks:
         length = cramjam.snappy.decompress_raw_len(block)
         if length > len(out) - size:
-            raise BatchRefused("decompresses past batch_decompressed_bytes_max")
+            raise _RoomUsedUp
         size += cramjam.snappy.decompress_raw_into(block, out[size : size + length])
     return size
 

@@ -9,6 +9,7 @@ force_metadata_update, cluster) and the request classes of ``aiokafka.protocol``
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ Partition = tuple[str, int]
 LATEST, EARLIEST = -1, -2  # timestamps of ListOffsets with a meaning of their own
 _METADATA_AGE_MAX_MS = 60_000
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.05, 2.0
+# At DEBUG these print requests, responses and records, that is, values of events.
+_TALKATIVE = ("aiokafka.conn", "aiokafka.producer.producer")
 
 
 class WireError(Exception):
@@ -43,6 +46,8 @@ def connection_options(cluster: ClusterConfig) -> dict[str, Any]:
 
     Raises ConfigError without an address, or when a certificate file cannot be read.
     """
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.INFO)
     if not cluster.bootstrap:
         raise ConfigError("bootstrap: expected host:port, got nothing", operation="connect to Kafka")
     options: dict[str, Any] = {
@@ -93,6 +98,7 @@ class ClusterClient:
         self.place = cluster.bootstrap
         self._cluster = cluster
         self._client: AIOKafkaClient | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect to one broker. Raises TransientError when none answers."""
@@ -105,12 +111,15 @@ class ClusterClient:
                 f"no broker answers ({type(error).__name__})",
                 operation="connect to Kafka",
                 place=self.place,
-                remedy="check bootstrap, and that the broker is up",
+                remedy="check bootstrap, user and certificates, and that the broker is up",
             ) from error
         self._client = client
 
     async def close(self) -> None:
         """Close all connections; requests in flight end in WireError."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -133,7 +142,13 @@ class ClusterClient:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Ask for fresh metadata; when no known broker answers, begin again from the bootstrap addresses."""
+        """Ask for fresh metadata, once for all who wait; returns also when nobody answers."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh(), name="kafka metadata")
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        """When no known broker answers, begin again from the bootstrap addresses."""
         try:
             async with asyncio.timeout(self._cluster.request_timeout_s):
                 done = await self.client.force_metadata_update()

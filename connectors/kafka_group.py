@@ -57,7 +57,8 @@ class GroupMember:
         self._options = {"group_id": group, **consumer_options}
         self._cluster = cluster
         self._consumer: AIOKafkaConsumer | None = None
-        self._failed: BaseException | None = None
+        self._failed: BaseException | None = None  # raised once
+        self._unassigned: BaseException | None = None  # raised until an assignment succeeds
         self._poll: asyncio.Task[Any] | None = None
         self._polled_at = 0.0
         self.rebalancing = False
@@ -113,7 +114,7 @@ class GroupMember:
 
     def check(self) -> None:
         """Raise what a callback or the coordinator raised; keeps the membership's poll clock going."""
-        failed, self._failed = self._failed, None
+        failed, self._failed = self._failed or self._unassigned, None
         if failed is not None:
             raise failed
         if not self._own_reader:
@@ -128,9 +129,12 @@ class GroupMember:
             self._polled_at = now
             self._poll = asyncio.create_task(self.consumer.getmany(timeout_ms=0), name="kafka group poll")
 
-    def failed(self, error: BaseException) -> None:
-        """Keep a callback's error for the next :meth:`check`."""
-        self._failed = self._failed or error
+    def settled(self, error: BaseException | None, *, assigning: bool) -> None:
+        """A callback ended: its error is kept, after an assignment until the next one, else for one check."""
+        if assigning:
+            self._unassigned = error
+        else:
+            self._failed = self._failed or error
 
     async def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Write the group's next offsets. Raises OwnershipLost, TransientError."""
@@ -168,15 +172,19 @@ class _Listener(ConsumerRebalanceListener):
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         self._member.rebalancing = True
-        await self._call(self._on_revoked, revoked)
+        await self._call(self._on_revoked, revoked, assigning=False)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self._member.quiet(assigned)
-        await self._call(self._on_assigned, assigned)
+        await self._call(self._on_assigned, assigned, assigning=True)
         self._member.rebalancing = False
 
-    async def _call(self, callback: OnPartitions, partitions: Iterable[TopicPartition]) -> None:
+    async def _call(
+        self, callback: OnPartitions, partitions: Iterable[TopicPartition], *, assigning: bool
+    ) -> None:
+        failed: BaseException | None = None
         try:
             await callback(sorted((tp.topic, tp.partition) for tp in partitions))
         except Exception as error:
-            self._member.failed(error)
+            failed = error
+        self._member.settled(failed, assigning=assigning)

@@ -25,9 +25,10 @@ from aiokafka.errors import (
 )
 
 from connectors.kafka_client import EARLIEST, Partition, connection_options
+from connectors.kafka_encode import Columns
 from connectors.kafka_fetch import OutOfRange
 from connectors.kafka_group import GroupMember
-from connectors.kafka_records import Columns, Fetched
+from connectors.kafka_records import Fetched
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, RecordError, StoreCorrupt, TransientError
 

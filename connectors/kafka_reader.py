@@ -36,7 +36,7 @@ class ReaderOptions:
         return {
             "group_instance_id": self.group_instance_id,
             "session_timeout_ms": session_ms,
-            "heartbeat_interval_ms": min(3000, session_ms // 5),
+            "heartbeat_interval_ms": min(1000, session_ms // 5),  # also how soon a rebalance is noticed
             "rebalance_timeout_ms": max(30_000, session_ms),
             "fetch_max_wait_ms": self.fetch.fetch_wait_max_ms,
             "max_partition_fetch_bytes": self.fetch.fetch_bytes_max,
@@ -116,7 +116,8 @@ class KafkaReader:
 
         ``on_assigned`` seeks; a partition it does not seek starts at the group's committed offset, else at
         the log's start. By the time ``on_revoked`` runs, nothing more of its partitions is returned; it may
-        commit. What a callback raises comes out of the next :meth:`fetch`.
+        commit. What a callback raises comes out of the next :meth:`fetch`; after ``on_assigned`` failed, of
+        every one until the next assignment: its partitions are not read.
         """
         topics = list(topics)
         await self._join("subscribe")
@@ -165,9 +166,7 @@ class KafkaReader:
     def seek(self, partition: Partition, offset: int) -> None:
         """Continue ``partition`` at ``offset``. Raises ConfigError when it is not assigned."""
         if partition not in self._mine:
-            raise ConfigError(
-                "partition is not assigned", operation="seek", place=f"{partition[0]}[{partition[1]}]"
-            )
+            raise ConfigError("partition is not assigned", operation="seek", place=_name(partition))
         if self._opening is not None:
             self._opening[partition] = offset
         else:
@@ -178,8 +177,11 @@ class KafkaReader:
         return set(self._mine)
 
     def position(self, partition: Partition) -> int:
-        """Next offset to be returned."""
-        return self._source.position(partition)
+        """Next offset to be returned. Raises ConfigError when the partition is not read."""
+        try:
+            return self._source.position(partition)
+        except KeyError:
+            raise ConfigError("partition is not read", operation="position", place=_name(partition)) from None
 
     async def fetch(self, timeout_s: float) -> list[Fetched]:
         """What has come, at most one Fetched per partition; [] when nothing came within ``timeout_s``.
@@ -232,3 +234,7 @@ class KafkaReader:
             if offset is None:
                 offset = (await self.beginning_offsets([partition]))[partition]
             opening.setdefault(partition, offset)
+
+
+def _name(partition: Partition) -> str:
+    return f"{partition[0]}[{partition[1]}]"

@@ -1,8 +1,8 @@
-"""Record batches <-> Arrow columns, without one Python object per record.
+"""Record batches to Arrow columns, without one Python object per record.
 
-Comes in: Arrow columns to send, or the bytes of a fetch response. Goes out: unsealed batches, or a
-:class:`Fetched` of numpy and Arrow columns. Invariants: what is read is proven to be framed as declared, or
-read again record by record, or refused as a whole with its positions; no position is skipped in silence.
+Comes in: the bytes of a fetch response. Goes out: a :class:`Fetched` of numpy and Arrow columns. Invariants:
+what is read is proven to be framed as declared, or read again record by record, or refused as a whole with
+its positions; no position is skipped in silence.
 
 Reading rests on a likeness: Kafka's varints are Avro's zigzag longs, so the records of a batch, after their
 count and before a zero byte, are one Avro array. The decoder works through it at 4 M records/s. A record that
@@ -16,8 +16,7 @@ Transactions: the pipeline uses none. Markers are passed over, aborted records a
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,41 +26,12 @@ import pyruhvro
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from connectors.kafka_batch import (
-    CODECS,
-    HEADER_BYTES,
-    BatchRefused,
-    RawBatch,
-    UnsealedBatch,
-    compress,
-    split_batches,
-)
-from pipeline.errors import RecordError
+from connectors.kafka_batch import HEADER_BYTES, BatchRefused, RawBatch, split_batches
+from connectors.kafka_encode import join_varints, varint_lengths
 
-# At most: length 4, attributes 1, time delta 1, offset delta 3, no key 1, value length 4, header count 1.
-_RECORD_OVERHEAD_BYTES = 15
-_KEY_OVERHEAD_BYTES = 3  # its length takes up to 4 bytes instead of 1
-_TIME_OVERHEAD_BYTES = 9  # a delta of any 64 bits
 _PARSE_STOP_BYTES = 33_554_432  # one Fetched ends after the batch that passes this; the rest waits
 _EMPTY_I64 = np.empty(0, np.int64)
 _NO_VALUES = pa.array([], pa.binary())
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What to send to one partition, row for row."""
-
-    values: pa.BinaryArray  # null: a tombstone
-    keys: pa.BinaryArray | None = None
-    timestamps_ms: np.ndarray | None = None  # int64; None: now
-
-    def slice(self, start: int, stop: int) -> Columns:
-        """Rows ``start`` to ``stop`` (half-open)."""
-        return Columns(
-            self.values.slice(start, stop - start),
-            None if self.keys is None else self.keys.slice(start, stop - start),
-            None if self.timestamps_ms is None else self.timestamps_ms[start:stop],
-        )
 
 
 @dataclass(frozen=True)
@@ -94,128 +64,6 @@ class BytesCorrupt(Exception):
         super().__init__(reason)
         self.offset = offset
         self.reason = reason
-
-
-# ---------------------------------------------------------------- write
-
-
-def batch_bounds(columns: Columns, batch_bytes_max: int) -> list[tuple[int, int]]:
-    """Row ranges (half-open, in order) whose batches stay within ``batch_bytes_max`` uncompressed bytes.
-
-    Raises RecordError (oversize) when one record alone does not fit.
-    """
-    sizes = _lengths(columns.values).clip(0) + _RECORD_OVERHEAD_BYTES
-    if columns.keys is not None:
-        sizes = sizes + _lengths(columns.keys).clip(0) + _KEY_OVERHEAD_BYTES
-    if columns.timestamps_ms is not None:
-        sizes = sizes + _TIME_OVERHEAD_BYTES
-    room = batch_bytes_max - HEADER_BYTES
-    if len(sizes) and int(sizes.max()) > room:
-        raise RecordError(
-            f"expected at most {room} bytes, found {int(sizes.max())}",
-            reason="oversize",
-            remedy="send less per event",
-        )
-    ends = np.cumsum(sizes)
-    bounds, start, spent = [], 0, 0
-    while start < len(ends):
-        stop = int(np.searchsorted(ends, spent + room, side="right"))
-        bounds.append((start, stop))
-        start, spent = stop, int(ends[stop - 1])
-    return bounds
-
-
-def encode_batch(columns: Columns, codec: str) -> UnsealedBatch:
-    """All rows as one batch; offsets count from 0."""
-    count = len(columns.values)
-    times = columns.timestamps_ms
-    if times is None:
-        first = latest = int(time.time() * 1000)
-        deltas = np.zeros(count, np.int64)
-    else:
-        times = np.ascontiguousarray(times, np.int64)
-        first, latest = int(times[0]), int(times.max())
-        deltas = times - first
-    attributes, records = compress(CODECS[codec], _join_records(columns, deltas))
-    return UnsealedBatch(records, attributes, count, first, latest)
-
-
-def _join_records(columns: Columns, time_deltas: np.ndarray) -> bytes:
-    value_lengths = _lengths(columns.values)
-    count = len(value_lengths)
-    zeros = np.zeros(count, np.int64)
-    key_lengths = _lengths(columns.keys) if columns.keys is not None else zeros - 1
-    before_key = [zeros, time_deltas, np.arange(count), key_lengths]
-    body = key_lengths.clip(0) + value_lengths.clip(0) + 1  # the header count is one byte
-    body = body + sum(varint_lengths(column) for column in [*before_key, value_lengths])
-    tail, nothing = pa.scalar(b"\0", pa.binary()), pa.scalar(b"", pa.binary())
-    values = columns.values.fill_null(b"") if columns.values.null_count else columns.values
-    if columns.keys is None:
-        head = join_varints([body, *before_key, value_lengths])
-        parts = [head, values, tail]
-    else:
-        head, middle = join_varints([body, *before_key]), join_varints([value_lengths])
-        parts = [head, columns.keys.fill_null(b""), middle, values, tail]
-    return _flat_bytes(pc.binary_join_element_wise(*parts, nothing))
-
-
-def varint_lengths(column: np.ndarray) -> np.ndarray:
-    """Bytes of each int64 as a zigzag varint, int64."""
-    return _varint_lengths(_zigzag(column))
-
-
-def join_varints(columns: Sequence[np.ndarray]) -> pa.BinaryArray:
-    """Row by row, the zigzag varints of all int64 columns one after the other."""
-    coded = [_zigzag(column) for column in columns]
-    lengths = [_varint_lengths(column) for column in coded]
-    ends = np.zeros(len(coded[0]) + 1, np.int64)
-    np.cumsum(sum(lengths), out=ends[1:])
-    out = np.zeros(int(ends[-1]), np.uint8)
-    at = ends[:-1]
-    for column, length in zip(coded, lengths, strict=True):
-        _put_varints(out, at, column, length)
-        at = at + length
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(out)]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(ends) - 1, buffers)
-
-
-def _zigzag(column: np.ndarray) -> np.ndarray:
-    return ((column << 1) ^ (column >> 63)).view(np.uint64)
-
-
-def _varint_lengths(coded: np.ndarray) -> np.ndarray:
-    lengths = np.ones(len(coded), np.int64)
-    largest = int(coded.max(initial=0))
-    shift = 7
-    while shift < 64 and largest >> shift:
-        lengths += coded >= np.uint64(1 << shift)
-        shift += 7
-    return lengths
-
-
-def _put_varints(out: np.ndarray, at: np.ndarray, coded: np.ndarray, lengths: np.ndarray) -> None:
-    """Write byte k of every varint that has one, for each k."""
-    for k in range(int(lengths.max(initial=0))):
-        if k:
-            longer = lengths > k
-            at, coded, lengths = at[longer], coded[longer], lengths[longer]
-        more = np.where(lengths > k + 1, np.uint64(0x80), np.uint64(0))
-        out[at + k] = ((coded >> np.uint64(7 * k)) & np.uint64(0x7F)) | more
-
-
-def _lengths(column: pa.BinaryArray) -> np.ndarray:
-    """Bytes per row, -1 for null."""
-    return pc.binary_length(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _flat_bytes(column: pa.BinaryArray) -> bytes:
-    """The bytes of all rows, one after the other."""
-    offsets = np.frombuffer(column.buffers()[1], np.int32)
-    first, last = offsets[column.offset], offsets[column.offset + len(column)]
-    return bytes(memoryview(column.buffers()[2])[first:last])
-
-
-# ---------------------------------------------------------------- read
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from connectors.kafka_records import BytesCorrupt, Fetched, parse_batches
 from pipeline.config import ClusterConfig
 
 _THREAD_FROM_BYTES = 32_768  # below it a hop to a thread costs more than parsing in place
+_ARROW_BYTES_MAX = 1 << 30  # a binary array counts its bytes in 31 bits
 _Parsed = tuple[Fetched, int] | BytesCorrupt
 
 
@@ -26,7 +27,7 @@ class RawSource:
         self, cluster: ClusterConfig, limits: FetchLimits, batch_decompressed_bytes_max: int
     ) -> None:
         self._timeout_s = cluster.request_timeout_s
-        self._bytes_max = batch_decompressed_bytes_max
+        self._bytes_max = min(batch_decompressed_bytes_max, _ARROW_BYTES_MAX)
         self._client = ClusterClient(cluster)
         self._fetch = RawFetch(self._client, limits, cluster.request_timeout_s)
 

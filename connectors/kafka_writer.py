@@ -22,8 +22,8 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from connectors.kafka_batch import UnsealedBatch
 from connectors.kafka_client import ClusterClient, Partition, WireError, backoff_s, check_code
+from connectors.kafka_encode import Columns, batch_bounds, encode_batch
 from connectors.kafka_public import PublicProduce
-from connectors.kafka_records import Columns, batch_bounds, encode_batch
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, RecordError, TransientError
 

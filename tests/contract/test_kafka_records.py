@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from connectors import kafka_records
 from connectors.kafka_batch import CODECS, HEADER_BYTES, UnsealedBatch
-from connectors.kafka_records import BytesCorrupt, Columns, Fetched, batch_bounds, encode_batch, parse_batches
+from connectors.kafka_encode import Columns, batch_bounds, encode_batch
+from connectors.kafka_records import BytesCorrupt, Fetched, parse_batches
 from pipeline.errors import RecordError
 
 ALL_CODECS = {**CODECS, "snappy": 2}

@@ -20,8 +20,8 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import calc_crc32c
 
-from connectors.kafka_admin import _TopicsRequest
-from connectors.kafka_records import Columns, encode_batch
+from connectors.kafka_encode import Columns, encode_batch
+from connectors.kafka_metadata import TopicsRequest
 
 
 def parameters(function: object) -> list[str]:
@@ -78,8 +78,8 @@ def test_offset_request_of_kafka_client_py() -> None:
     assert partitions.array_of.names == ("partition", "error_code", "timestamp", "offset")
 
 
-def test_metadata_request_of_kafka_admin_py() -> None:
-    struct = newest(_TopicsRequest(["events"]), {3: (0, 13)})
+def test_metadata_request_of_kafka_metadata_py() -> None:
+    struct = newest(TopicsRequest(["events"]), {3: (0, 13)})
     # One topic (count 2 - 1), id of zeros, compact name, no tags; no creation, no operations, no tags.
     assert struct.encode() == b"\x02" + bytes(16) + b"\x07events\x00" + b"\x00\x00\x00"  # type: ignore[attr-defined]
 

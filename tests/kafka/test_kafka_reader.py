@@ -450,8 +450,9 @@ async def test_an_error_in_a_callback_comes_out_of_fetch(
     reader = await opened(cluster, raw, f"{topic_prefix}group")
     try:
         await reader.subscribe([topic], fails, nothing)
-        with pytest.raises(RecordError, match="watermarks cannot be read"):
-            await gather(reader, lambda g: len(g) > 0)
+        for _ in range(3):  # its partitions are not read, so it must not go unnoticed
+            with pytest.raises(RecordError, match="watermarks cannot be read"):
+                await gather(reader, lambda g: len(g) > 0)
     finally:
         await reader.stop()
 
@@ -479,9 +480,18 @@ async def test_a_callback_may_seek_and_others_start_where_the_group_is(
         await reader.subscribe([topic], seeks, nothing)
         gathered = await gather(reader, lambda g: len(g) == 2 + 5 + 20)
         assert [gathered.rows[topic, partition][0][0] for partition in range(3)] == [18, 15, 0]
+    finally:
+        await reader.stop()
+
+
+async def test_without_a_group_there_is_nothing_to_commit(cluster: ClusterConfig, topic: str) -> None:
+    reader = await opened(cluster)
+    try:
+        await reader.assign({(topic, 0): 0})
         with pytest.raises(ConfigError, match="needs a group"):
-            await (await_stopped := KafkaReader(cluster, None, LIMITS)).commit({(topic, 0): 1})
-        del await_stopped
+            await reader.commit({(topic, 0): 1})
+        with pytest.raises(ConfigError, match="not read"):
+            reader.position((topic, 1))
     finally:
         await reader.stop()
 
