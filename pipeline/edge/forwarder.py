@@ -234,8 +234,7 @@ class _Line:
                 failures += 1
                 if failures == 1:
                     log.warning("no way to %s yet: %s", self.region, error)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), self._way.backoff_s(failures))
+                await _within(self._way.backoff_s(failures), stop)
         return False
 
     def _pending(self) -> list[_Lane]:
@@ -257,8 +256,7 @@ class _Line:
         if self._unreported():
             times.append(self._next_report)
         timeout = max(0.0, min(times) - time.monotonic()) if times else None
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.news.wait(), timeout)
+        await _within(timeout, self.news)
 
     def _unreported(self) -> bool:
         return self._way.report is not None and self._ledgers() != self._reported
@@ -279,3 +277,13 @@ class _Line:
             log.info("ledger of %s not published: %s", self.region, error)
         else:
             self._reported = ledgers
+
+
+async def _within(seconds: float | None, event: asyncio.Event) -> None:
+    """Wait for the event, no longer than told.
+
+    Not ``asyncio.wait_for``: before Python 3.12 it swallows a cancellation that comes with the event.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
