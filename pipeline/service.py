@@ -122,8 +122,9 @@ class Project:
         checks = Checks(kind, self.config.limits, self.packs.jurisdictions(region), self.packs.known)
         codecs = {schema_id: self.schemas.codec(schema_id) for schema_id in ids}
         return Leg(
-            kind, codecs, checks, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max
-        )
+            kind, codecs, checks, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max,
+            self.schemas.fingerprints(event),
+        )  # fmt: skip
 
     def door(self, region: str) -> Callable[[int], None]:
         """The type check again, at the store: raises when the region may not hold what a schema id says."""

@@ -1,4 +1,4 @@
-"""The shape of the house, as a ratchet: rings point inward, vendors stay outside, nothing grows past comfort."""
+"""The shape of the house, a ratchet: rings point inward, vendors stay outside, nothing outgrows its room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "connectors").rglob("*.py")])
 
-# Who may name a vendor. pyarrow, numpy and pydantic are our data types; prometheus_client is the metrics file's.
+# Who may name a vendor. pyarrow, numpy and pydantic are our data types, prometheus_client our metrics.
 VENDORS = {
     "aiokafka": {"connectors"},
     "cramjam": {"connectors"},

@@ -73,6 +73,7 @@ class Leg:
     plan: Plan
     curated: Codec
     record_bytes_max: int
+    fingerprints: Mapping[bytes, int] = field(default_factory=dict)  # single-object records, to schema ids
 
     def process(self, records: Records, seen: Seen, decided: Decided, now_us: int) -> Landed:
         """Raw records to a :class:`Landed`; deterministic but for ``now_us`` (since 1970, UTC)."""
@@ -103,7 +104,7 @@ class Leg:
             outcomes.mark(rows[sizes > self.record_bytes_max], QUARANTINED, Reason.OVERSIZE)
             rows = rows[sizes <= self.record_bytes_max]
             values = values.take(pa.array(rows))
-        ids, bodies = unframe(values)
+        ids, bodies = unframe(values, self.fingerprints)
         parts = []
         for schema_id in np.unique(ids).tolist():
             codec = self.codecs.get(schema_id)
