@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pipeline.events import EventType, arrow_schema, split_null
 from pipeline.policy.load import Packs
-from pipeline.policy.operators import StepParameters, floor_to_step
 from pipeline.policy.typecheck import RAW_POSITION, Decision, Flow, check_flow
 
 _RAW_DOCS = {
@@ -82,12 +81,11 @@ def _field(decision: Decision, originals: Mapping[str, dict[str, Any]]) -> dict[
     field["confluent:tags"] = sorted(decision.result)
     if not replaced:
         field |= {key: first[key] for key in _QUANTITY if key in first}
-        if isinstance(decision.parameters, StepParameters):
-            field |= {
-                key: type(first[key])(floor_to_step(first[key], decision.parameters.step))
-                for key in _QUANTITY[1:]
-                if key in first
-            }
+        field |= {
+            key: type(first[key])(decision.operator.bound(decision.parameters, first[key]))
+            for key in _QUANTITY[1:]
+            if key in first
+        }
         if decision.operator.name == "keep" and decision.fields[0].role:
             field["role"] = decision.fields[0].role
     return field

@@ -20,7 +20,7 @@ from pipeline.config import REGION_NAME
 from pipeline.errors import ConfigError
 from pipeline.events import TAGS, EventType
 from pipeline.policy.filters import Filter, filter_faults
-from pipeline.policy.operators import OPERATORS, Operator, Parameters, PseudonymParameters
+from pipeline.policy.operators import OPERATORS, KeyedParameters, Operator, Parameters
 from pipeline.policy.tags import covers, known, uncovered
 
 Law = Annotated[str, Field(min_length=1)]
@@ -198,7 +198,7 @@ def _rule_faults(rule: Rule, pack: Pack) -> Iterator[str]:
     except ValidationError as error:
         yield from (f"{rule.operator} with {fault}" for fault in _sentences(error))
     else:
-        if isinstance(parameters, PseudonymParameters) and parameters.purpose not in pack.purposes:
+        if isinstance(parameters, KeyedParameters) and parameters.purpose not in pack.purposes:
             yield (
                 f"purpose {parameters.purpose!r} is not one of the pack's: {', '.join(pack.purposes)}; "
                 "declare it with its legal basis"

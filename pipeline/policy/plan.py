@@ -21,7 +21,7 @@ from pipeline.events import EventType
 from pipeline.policy.derive import curated_arrow, curated_schema
 from pipeline.policy.filters import Filter, dropped
 from pipeline.policy.keys import KeyStore
-from pipeline.policy.operators import Context, PseudonymParameters
+from pipeline.policy.operators import Context, KeyedParameters
 from pipeline.policy.pack import Pack
 from pipeline.policy.pseudonyms import EpochKind, Epochs, Pseudonymiser, epoch_index, epoch_name
 from pipeline.policy.tags import uncovered
@@ -57,7 +57,7 @@ class Plan:
         self._epoch: EpochKind = pack.epoch
         self._pseudonyms = Pseudonymiser(keys, flow.region, pack.epoch)
         self._purposes = sorted(
-            {d.parameters.purpose for d in flow.columns if isinstance(d.parameters, PseudonymParameters)}
+            {d.parameters.purpose for d in flow.columns if isinstance(d.parameters, KeyedParameters)}
         )
 
     def require_keys(self, now_us: int) -> None:

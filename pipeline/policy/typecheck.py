@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.events import EventField, EventType
-from pipeline.policy.operators import Operator, Parameters
+from pipeline.policy.operators import KeyedParameters, Operator, Parameters
 from pipeline.policy.pack import LegRules, Pack, Rule
 from pipeline.policy.tags import covered, most_specific, uncovered
 
@@ -55,8 +55,10 @@ class Decision:
 
     @property
     def nullable(self) -> bool:
-        """Whether the result can be null: when an input can, unless the operator writes a constant."""
-        return self.operator.name != "constant" and any(field.nullable for field in self.fields)
+        """Whether the result can be null."""
+        if self.operator.nulls == "as the input":
+            return any(field.nullable for field in self.fields)
+        return self.operator.nulls == "possible"
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,14 @@ def flow_faults(flow: Flow) -> Iterator[str]:
 
 
 def _epoch_faults(flow: Flow) -> Iterator[str]:
-    if any(decision.operator.name == "pseudonymise" for decision in flow.decisions):
+    keyed = sorted({d.operator.name for d in flow.decisions if isinstance(d.parameters, KeyedParameters)})
+    if keyed:
         fields = {field.name: field for field in flow.event.fields}
         time = fields.get(EVENT_TIME)
         if time is None or time.kind != "timestamp-micros" or time.nullable:
-            yield f"{EVENT_TIME}: pseudonymise needs it in timestamp-micros, never null: it decides the epoch"
+            yield (
+                f"{EVENT_TIME}: {_list(keyed)} needs it in timestamp-micros, never null: it decides the epoch"
+            )
 
 
 def _rule_for(field: EventField, leg: LegRules, event: str) -> tuple[Rule, str]:
