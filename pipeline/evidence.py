@@ -32,11 +32,17 @@ def ledgers(project: Project) -> list[LaneLedger]:
 
 
 async def weigh(
-    project: Project, region: str, *, settled: bool = False, distinct: bool = False
+    project: Project,
+    region: str,
+    *,
+    settled: bool = False,
+    distinct: bool = False,
+    foreign_allowed: bool = False,
 ) -> BalanceReport:
     """The balance of one region now. Raises ConfigError (no store yet), TransientError (broker away).
 
-    ``distinct`` also counts distinct raw positions in the store, which reads every row.
+    ``distinct`` also counts distinct raw positions in the store, which reads every row. ``foreign_allowed``:
+    producers without a spool write the raw topics too, so a surplus is theirs (:mod:`pipeline.balance`).
     """
     topics, events = project.topics, project.schemas.events
     raw = {topics.raw(region, event) for event in events}
@@ -48,13 +54,14 @@ async def weigh(
     async with started(KafkaAdmin(project.cluster(region))) as admin:
         there = await admin.topic_ids(sorted(raw | others))
         ends = await admin.end_offsets([(name, number) for name in there for number in range(count)])
-    return balance(Evidence(before, store, ends, frozenset(raw), ledgers(project)), settled=settled)
+    evidence = Evidence(before, store, ends, frozenset(raw), ledgers(project))
+    return balance(evidence, settled=settled, foreign_allowed=foreign_allowed)
 
 
 async def weigh_settled(
-    project: Project, region: str, wait_s: float, *, distinct: bool = False
+    project: Project, region: str, wait_s: float, *, distinct: bool = False, foreign_allowed: bool = False
 ) -> BalanceReport:
-    """The balance once everything has come to rest, at the latest after ``wait_s``.
+    """The balance once everything has come to rest, at the latest after ``wait_s``; else as :func:`weigh`.
 
     What has not moved for SETTLED_AFTER_S is taken as final: what is still on the way then is lost.
     """
@@ -64,8 +71,9 @@ async def weigh_settled(
     while True:
         now = time.monotonic()
         try:
+            settled = now - still_since > SETTLED_AFTER_S
             report = await weigh(
-                project, region, settled=now - still_since > SETTLED_AFTER_S, distinct=distinct
+                project, region, settled=settled, distinct=distinct, foreign_allowed=foreign_allowed
             )
         except PipelineError:
             if now > deadline:
