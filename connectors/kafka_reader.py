@@ -193,7 +193,7 @@ class KafkaReader:
         if self._joined:
             self._member.check()
         fetched = await self._source.take(timeout_s)
-        if self._joined:
+        if self._joined and not fetched:  # what was taken is taken: an error now would lose it, and can wait
             self._member.check()
         return fetched
 

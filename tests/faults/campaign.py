@@ -19,7 +19,7 @@ from tests.whole_way import POLL_S, REGION, Child, Way, until
 AUDIT_EVERY_S = 4.0
 RETRY_PAUSE_S = 0.5
 FLOW_LIMIT_S = 600.0
-EXCUSES = ("no broker answers", "not acknowledged within", "no answer")  # how an outage ends a process
+EXCUSES = ("connect to Kafka", "not acknowledged within", "no answer")  # how an outage ends a process
 
 
 @dataclass
