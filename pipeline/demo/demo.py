@@ -15,8 +15,8 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -26,13 +26,12 @@ from pipeline.balance import BalanceReport
 from pipeline.cli.output import Session
 from pipeline.config import load_config
 from pipeline.demo.account import Account, print_account
+from pipeline.demo.edges import Edges
 from pipeline.demo.emission import Emission
 from pipeline.demo.fleet import Fleet, FleetSize
 from pipeline.demo.places import CITIES
 from pipeline.demo.samples import sample
 from pipeline.demo.watch import Watch
-from pipeline.edge import read_ledger
-from pipeline.edge_session import drained_edge
 from pipeline.errors import ConfigError
 from pipeline.evidence import weigh_settled
 from pipeline.local import specs, up
@@ -41,6 +40,7 @@ from pipeline.stack import Stack, StackOptions
 
 ROLES = ("process", "store")  # the edges live in this process
 SETTLE_S = 60.0
+HASTE_S = 3.0
 OUTAGE_AT = 0.3  # of the time; its end, a broker's start later, should still be seen
 QUERIES = {
     "eu": """SELECT jurisdiction, count(DISTINCT vin) AS vehicles, count(*) AS samples,
@@ -73,14 +73,15 @@ def run_demo(here: Session, demo: Demo) -> int:
 
     Raises ConfigError before anything is started, TransientError when the stack does not come up.
     """
-    with _ends_on_sigterm(), _quiet(), _folder(here, demo.keep) as folder:
-        project, config_file = _project(here, folder)
+    with _ends_on_sigterm(), _quiet(), _workplace(here, demo.keep) as place:
+        project, config_file = _project(here, place.folder)
         fleets = _fleets(project, demo)
         with _running(project, config_file, here.say) as (stack, broker):
             account = Account(demo.seed, list(fleets))
             _emit(project, fleets, demo, _Scene(here, stack, broker, account))
             asyncio.run(_look(project, account))
             print_account(here, account)
+            place.keep |= not account.balanced
             here.say("stopping")
     return 0 if account.balanced else 1
 
@@ -93,33 +94,29 @@ class _Scene:
     stack: Stack
     broker: LocalBroker
     account: Account
-    begun_s: float = field(default_factory=time.monotonic)
 
 
 def _emit(project: Project, fleets: dict[str, Fleet], demo: Demo, scene: _Scene) -> None:
     """The fleets emit, the broker is killed in the middle and started again, the spools run empty."""
     account, say = scene.account, scene.here.say
-    with ExitStack() as edges:
-        clients = {name: edges.enter_context(drained_edge(project, f"demo-{name}")) for name in fleets}
-        emission = Emission(fleets, clients, demo.seconds)
+    with Edges(project, list(fleets)) as edges:
+        emission = Emission(fleets, edges.clients, demo.seconds)
         begun = time.monotonic()
-        with emission, Watch(scene.here, scene.stack, emission, lambda: pending(project)) as watch:
+        with emission, Watch(scene.here, scene.stack, emission, edges.pending) as watch:
             watch.until(begun + demo.seconds * OUTAGE_AT)
             if demo.outage_s and emission.running:
-                _outage(project, demo.outage_s, scene, watch)
+                _outage(demo.outage_s, scene, watch)
             watch.until(None)
             account.note_emission(emission, time.monotonic() - begun)
-            say(
-                f"emitted: {account.accepted_total:,} events acknowledged; waiting until the spools are empty"
-            )
-            edges.close()  # returns when the broker has all
+            say(f"emitted: {account.accepted_total:,} events acknowledged; now the spools run empty")
+            edges.drain()
             account.drained_s = time.monotonic() - begun
             say("spools empty; waiting until the stores have everything")
             account.reports = asyncio.run(_settle(project))
             account.settled_s = time.monotonic() - begun
 
 
-def _outage(project: Project, seconds: float, scene: _Scene, watch: Watch) -> None:
+def _outage(seconds: float, scene: _Scene, watch: Watch) -> None:
     """kill -9 of the broker; the edges go on; the same broker again."""
     account, emission, say = scene.account, watch.emission, scene.here.say
     before = sum(emission.accepted.values())
@@ -131,20 +128,11 @@ def _outage(project: Project, seconds: float, scene: _Scene, watch: Watch) -> No
     scene.broker.start()
     account.outage_s = time.monotonic() - gone
     account.accepted_in_outage = sum(emission.accepted.values()) - before
-    account.spooled = pending(project)
+    account.spooled = watch.pending()
     say(
         f"the broker is back after {account.outage_s:.1f} s; {account.accepted_in_outage:,} events were "
         f"acknowledged meanwhile, {sum(account.spooled.values()):,} wait in the spools"
     )
-
-
-def pending(project: Project) -> dict[str, int]:
-    """Events that wait in the demo's spools, per region."""
-    found = {}
-    for region in project.config.regions:
-        path = project.config.spool_path(f"demo-{region}")
-        found[region] = sum(lane.pending for lane in read_ledger(path)) if path.exists() else 0
-    return found
 
 
 async def _settle(project: Project) -> list[BalanceReport]:
@@ -195,7 +183,10 @@ def _project(here: Session, folder: Path) -> tuple[Project, Path]:
 def _running(
     project: Project, config_file: Path, say: Callable[[str], None]
 ) -> Iterator[tuple[Stack, LocalBroker]]:
-    """Broker, processors and store writers; stopped at the end, killed by the system if we are."""
+    """Broker, processors and store writers; stopped at the end, killed by the system if we are.
+
+    After an error they get seconds only: without a broker they would wait for it, and a kill harms nothing.
+    """
     limits = project.config.stack
     broker = project.broker(detached=False)
     options = StackOptions(limits.start_timeout_s, limits.stop_timeout_s, detached=False)
@@ -208,28 +199,37 @@ def _running(
     try:
         up(project, stack, specs(project, config_file, ROLES), say)
         yield stack, broker
-    finally:
-        stack.down()
+    except BaseException:
+        Stack(project.config.state, broker, replace(options, stop_timeout_s=HASTE_S)).down()
+        raise
+    stack.down()
+
+
+@dataclass
+class _Workplace:
+    """The folder to work in; ``keep``: it stays, with its logs and its evidence."""
+
+    folder: Path
+    keep: bool
 
 
 @contextmanager
-def _folder(here: Session, keep: Path | None) -> Iterator[Path]:
-    """The folder to work in. A temporary one goes at the end, but stays (with its logs) after an error."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-        return
-    here.config.state.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=here.config.state)).resolve()
+def _workplace(here: Session, wanted: Path | None) -> Iterator[_Workplace]:
+    """The wanted folder, or a temporary one that goes at the end, unless something went wrong."""
+    parent = wanted or here.config.state
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = wanted or Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
+    place = _Workplace(folder.resolve(), keep=wanted is not None)
     try:
-        yield folder
+        yield place
     except Exception:
-        here.say(f"logs of the failed run: {folder / 'run'}")
+        place.keep = True
         raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if place.keep:
+            here.say(f"kept: {place.folder}, logs in its folder run")
+        else:
+            shutil.rmtree(place.folder, ignore_errors=True)
 
 
 @contextmanager

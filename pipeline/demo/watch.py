@@ -25,7 +25,7 @@ class Watch:
         self, here: Session, stack: Stack, emission: Emission, pending: Callable[[], dict[str, int]]
     ) -> None:
         self.emission = emission
-        self._here, self._pending = here, pending
+        self._here, self.pending = here, pending
         self._processes: list[ProcessStatus] = [p for p in stack.status() if p.name != "broker"]
         self._on_terminal = here.progress.is_terminal and not here.json
         self._last_line_s = time.monotonic()
@@ -52,14 +52,14 @@ class Watch:
             self.emission.wait(left_s)
             if not self._on_terminal and time.monotonic() - self._last_line_s >= LINE_EVERY_S:
                 self._last_line_s = time.monotonic()
-                waiting = sum(self._pending().values())
+                waiting = sum(self.pending().values())
                 accepted = sum(self.emission.accepted.values())
                 self._here.say(f"{accepted:,} events acknowledged, {waiting:,} in the spools")
         self.emission.wait(0)
 
     def _table(self) -> Table:
         handled = {p.name: rates(p.port, timeout_s=0.3).get("events", 0) for p in self._processes}
-        waiting = self._pending()
+        waiting = self.pending()
         table = Table("region", "acknowledged", "in the spool", "processed", "stored", header_style="bold")
         for region in waiting:
             counts = (

@@ -56,7 +56,7 @@ def test_every_event_of_a_short_demo_is_accounted_for_and_nothing_stays(tmp_path
 
 def test_an_interrupted_demo_stops_what_it_started(tmp_path):
     child = subprocess.Popen(
-        command(tmp_path, "--seconds", "60", "--rate", "300"),
+        command(tmp_path, "--seconds", "10", "--outage", "60", "--rate", "300"),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     watchdog = threading.Timer(TIMEOUT_S, child.kill)
