@@ -26,6 +26,7 @@ _CODES = {t for t in TAGS if t.startswith("identifier.")} | {
     "location.coarse",
     "pseudonym",
     "quasi",
+    "quasi.coarse",
     "category",
 }
 _RANGED = {"measurement", "location.precise"}

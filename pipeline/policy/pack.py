@@ -20,7 +20,8 @@ from pipeline.config import REGION_NAME
 from pipeline.errors import ConfigError
 from pipeline.events import TAGS, EventType
 from pipeline.policy.filters import Filter, filter_faults
-from pipeline.policy.operators import OPERATORS, KeyedParameters, Operator, Parameters
+from pipeline.policy.hierarchies import Hierarchy
+from pipeline.policy.operators import OPERATORS, CategoryParameters, KeyedParameters, Operator, Parameters
 from pipeline.policy.tags import covers, known, uncovered
 
 Law = Annotated[str, Field(min_length=1)]
@@ -122,6 +123,7 @@ class Pack(_Strict):
     jurisdictions: tuple[Jurisdiction, ...]
     epoch: Literal["month", "quarter"]
     purposes: Annotated[dict[Name, Purpose], Field(min_length=1)]
+    hierarchies: dict[Name, Hierarchy] = {}
     retention: Retention
     landing: LegRules
 
@@ -202,6 +204,11 @@ def _rule_faults(rule: Rule, pack: Pack) -> Iterator[str]:
             yield (
                 f"purpose {parameters.purpose!r} is not one of the pack's: {', '.join(pack.purposes)}; "
                 "declare it with its legal basis"
+            )
+        if isinstance(parameters, CategoryParameters) and parameters.hierarchy not in pack.hierarchies:
+            yield (
+                f"hierarchy {parameters.hierarchy!r} is not one of the pack's: "
+                f"{', '.join(pack.hierarchies) or 'it has none'}; declare its table"
             )
 
 

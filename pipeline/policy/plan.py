@@ -54,6 +54,7 @@ class Plan:
         self._flow = flow
         self._filters = filters
         self._tags = {str(decision.output): decision.result for decision in flow.columns}
+        self._hierarchies = pack.hierarchies
         self._epoch: EpochKind = pack.epoch
         self._pseudonyms = Pseudonymiser(keys, flow.region, pack.epoch)
         self._purposes = sorted(
@@ -97,7 +98,7 @@ class Plan:
     def _run(self, decision: Decision, batch: pa.RecordBatch, epochs: Epochs | None) -> pa.Array:
         run = decision.operator.run
         assert run is not None, "a flow's columns have operators that leave one"
-        context = Context(",".join(sorted(decision.taken)), epochs, self._pseudonyms)
+        context = Context(",".join(sorted(decision.taken)), epochs, self._pseudonyms, self._hierarchies)
         columns = [batch.column(field.name) for field in decision.fields]
         return self._guarded(
             f"{decision.operator.name} on {decision.fields[0].name}",

@@ -1,7 +1,7 @@
 """Operators: what may be done to a value, each with a signature that the type check reads.
 
-One table, one module per family: general, identifiers, places, times, numbers. The table for readers is in
-``docs/policies.md``, made from this one by :mod:`pipeline.policy.describe`.
+One table, one module per family: general, identifiers, places, times, numbers, text. The table for readers
+is in ``docs/policies.md``, made from this one by :mod:`pipeline.policy.describe`.
 """
 
 from pipeline.policy.operators.general import GENERAL
@@ -9,10 +9,19 @@ from pipeline.policy.operators.identifiers import IDENTIFIERS
 from pipeline.policy.operators.numbers import NUMBERS, floor_to_step
 from pipeline.policy.operators.places import PLACES
 from pipeline.policy.operators.signature import Context, KeyedParameters, Operator, Parameters
+from pipeline.policy.operators.text import TEXT, CategoryParameters
 from pipeline.policy.operators.times import TIMES
 
-__all__ = ["OPERATORS", "Context", "KeyedParameters", "Operator", "Parameters", "floor_to_step"]
+__all__ = [
+    "OPERATORS",
+    "CategoryParameters",
+    "Context",
+    "KeyedParameters",
+    "Operator",
+    "Parameters",
+    "floor_to_step",
+]
 
 OPERATORS: dict[str, Operator] = {
-    operator.name: operator for operator in (*GENERAL, *IDENTIFIERS, *PLACES, *TIMES, *NUMBERS)
+    operator.name: operator for operator in (*GENERAL, *IDENTIFIERS, *PLACES, *TIMES, *NUMBERS, *TEXT)
 }

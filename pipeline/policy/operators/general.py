@@ -1,4 +1,4 @@
-"""Operators for any field: drop, keep, constant."""
+"""Operators for any field: drop, keep, null, constant."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class ConstantParameters(Parameters):
 
 def _keep(columns: Sequence[pa.Array], parameters: Parameters, context: Context) -> pa.Array:
     return columns[0]
+
+
+def _null(columns: Sequence[pa.Array], parameters: Parameters, context: Context) -> pa.Array:
+    return pa.nulls(len(columns[0]), columns[0].type)
 
 
 def _constant(columns: Sequence[pa.Array], parameters: ConstantParameters, context: Context) -> pa.Array:
@@ -54,6 +58,18 @@ GENERAL = (
         accepts=is_flat,
         expects="a column that is not nested",
         run=_keep,
+    ),
+    Operator(
+        name="null",
+        meaning="The column stays, without any value: for readers that expect it.",
+        takes=frozenset({EVERY}),
+        gives=always("category"),
+        gives_words="category",
+        accepts=is_flat,
+        expects="a column that is not nested",
+        run=_null,
+        nulls="possible",
+        effect=lambda parameters: "always null",
     ),
     Operator(
         name="constant",

@@ -1,4 +1,4 @@
-"""Operators for quantities: generalise_number."""
+"""Operators for quantities: generalise_number, top_code, bottom_code."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ class StepParameters(Parameters):
     """``step``: width of a step in the field's unit; a value becomes the lower end of its step."""
 
     step: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class TopParameters(Parameters):
+    """``maximum``: what lies above becomes this, in the field's unit."""
+
+    maximum: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class BottomParameters(Parameters):
+    """``minimum``: what lies below becomes this, in the field's unit."""
+
+    minimum: Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _generalise_number(columns: Sequence[pa.Array], parameters: StepParameters, context: Context) -> pa.Array:
@@ -44,6 +56,26 @@ def _lower_end(values: np.ndarray, step: float) -> np.ndarray:
     return np.floor(steps + _STEP_TOLERANCE + np.abs(steps) * _ROUNDING) * step
 
 
+def _top_code(columns: Sequence[pa.Array], parameters: TopParameters, context: Context) -> pa.Array:
+    column = columns[0]
+    bound = pa.scalar(parameters.maximum).cast(column.type)
+    return pc.if_else(pc.greater(column, bound), bound, column)
+
+
+def _bottom_code(columns: Sequence[pa.Array], parameters: BottomParameters, context: Context) -> pa.Array:
+    column = columns[0]
+    bound = pa.scalar(parameters.minimum).cast(column.type)
+    return pc.if_else(pc.less(column, bound), bound, column)
+
+
+def _holds(column: pa.DataType, bound: float) -> bool:
+    """Whether the column's type has this very number (of floats: one near it)."""
+    if not pa.types.is_integer(column):
+        return bool(pa.types.is_floating(column))
+    half = 2.0 ** (column.bit_width - 1)
+    return float(bound).is_integer() and -half <= bound < half
+
+
 def _same_number(column: pa.DataType, parameters: StepParameters) -> bool:
     whole = pa.types.is_integer(column) and float(parameters.step).is_integer()
     return whole or pa.types.is_floating(column)
@@ -62,5 +94,31 @@ NUMBERS = (
         parameters=StepParameters,
         bound=lambda parameters, value: floor_to_step(value, parameters.step),
         effect=lambda parameters: f"lower end of a step of {parameters.step:g}",
+    ),
+    Operator(
+        name="top_code",
+        meaning="Values above the maximum become the maximum: hides the rare high ones.",
+        takes=frozenset({"quasi", "measurement"}),
+        gives=what_it_took,
+        gives_words="what it took",
+        accepts=lambda column, parameters: _holds(column, parameters.maximum),
+        expects="a number (and a whole maximum for whole numbers)",
+        run=_top_code,
+        parameters=TopParameters,
+        bound=lambda parameters, value: min(value, parameters.maximum),
+        effect=lambda parameters: f"at most {parameters.maximum:g}",
+    ),
+    Operator(
+        name="bottom_code",
+        meaning="Values below the minimum become the minimum: hides the rare low ones.",
+        takes=frozenset({"quasi", "measurement"}),
+        gives=what_it_took,
+        gives_words="what it took",
+        accepts=lambda column, parameters: _holds(column, parameters.minimum),
+        expects="a number (and a whole minimum for whole numbers)",
+        run=_bottom_code,
+        parameters=BottomParameters,
+        bound=lambda parameters, value: max(value, parameters.minimum),
+        effect=lambda parameters: f"at least {parameters.minimum:g}",
     ),
 )

@@ -6,13 +6,14 @@ and raises where it cannot do its work: it never hands a value on in despair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.pseudonyms import Epochs, Pseudonymiser
 
 Tags = frozenset[str]
@@ -20,11 +21,13 @@ Tags = frozenset[str]
 
 @dataclass(frozen=True)
 class Context:
-    """What a function may need besides columns: the tag it discharges, the batch's epochs, and the keys."""
+    """What a function may need besides columns: the tag it discharges, the batch's epochs, the keys, and the
+    pack's tables."""
 
     domain: str
     epochs: Epochs | None
     pseudonyms: Pseudonymiser | None
+    hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
 
 
 class Parameters(BaseModel):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.policy import cells, pseudonyms
+from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.operators import OPERATORS, Context, floor_to_step
 from pipeline.policy.pseudonyms import Epochs, Pseudonymiser, epoch_index, epoch_name
 from tests.unit.policy.cases import Keys, microseconds
@@ -332,12 +333,20 @@ def test_every_operator_gives_a_column_as_long_as_its_input(length):
         "truncate_time": ([pa.array([1] * length, pa.timestamp("us"))], {"to": "day"}),
         "generalise_number": ([pa.array([1.0] * length, pa.float64())], {"step": 1}),
         "constant": ([pa.array([None] * length, pa.string())], {"value": "x"}),
+        "generalise_date": ([pa.array([1] * length, pa.timestamp("us"))], {"to": "week"}),
+        "top_code": ([pa.array([1.0] * length, pa.float64())], {"maximum": 1}),
+        "bottom_code": ([pa.array([1.0] * length, pa.float64())], {"minimum": 1}),
+        "null": ([pa.array(["x"] * length, pa.string())], {}),
+        "mask": ([pa.array(["x"] * length, pa.string())], {}),
+        "truncate": ([pa.array(["x"] * length, pa.string())], {"characters": 2}),
+        "truncate_ip": ([pa.array(["x"] * length, pa.string())], {}),
+        "generalise_category": ([pa.array(["x"] * length, pa.string())], {"hierarchy": "h"}),
         "keep": ([pa.array(["x"] * length, pa.string())], {}),
         "pseudonymise": ([pa.array(["x"] * length, pa.string())], {"purpose": "care"}),
     }
     assert set(inputs) == {name for name, operator in OPERATORS.items() if operator.run}
-    context = Context(
-        "d", Epochs(pa.array([0] * length, pa.timestamp("us")), "month"), Pseudonymiser(Keys(), "eu", "month")
-    )
+    epochs = Epochs(pa.array([0] * length, pa.timestamp("us")), "month")
+    tables = {"h": Hierarchy(values={"x": "y"}, other="z", source="a test")}
+    context = Context("d", epochs, Pseudonymiser(Keys(), "eu", "month"), tables)
     for name, (columns, parameters) in inputs.items():
         assert len(run(name, columns, context, **parameters)) == length

@@ -115,7 +115,7 @@ def test_people_seen_by_cameras_do_not_land_in_europe():
         ({"landing.allowed.tags": ["transport", "times"]}, "landing.allowed: unknown tag 'times'"),
         (
             {("landing", "rules", "quasi"): {"operator": "scramble", "source": "a test"}},
-            "landing.rules.'quasi': unknown operator 'scramble'; there are coarsen_location, constant, drop,",
+            "landing.rules.'quasi': unknown operator 'scramble'; there are bottom_code, coarsen_location, c",
         ),
         (
             {("landing", "rules", "location.precise", "with", "cell_km2"): 0.5},
