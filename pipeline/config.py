@@ -94,7 +94,7 @@ class EdgeConfig(_Strict):
 class ProcessorConfig(_Strict):
     """The landing leg."""
 
-    fetch_bytes_max: Annotated[int, Field(ge=65_536)] = 4_194_304  # per partition and fetch
+    fetch_bytes_max: Annotated[int, Field(ge=65_536)] = 1_048_576  # per partition and fetch
     fetch_wait_max_ms: Annotated[int, Field(ge=1)] = 100
     session_timeout_s: Annotated[float, Field(ge=6)] = 15.0
 

@@ -44,7 +44,7 @@ COMMIT_HINT_S = 1.0
 REVOKE_WAIT_S = 3.0
 PAUSE_MAX_S = 5.0
 QUEUED_BATCHES_PER_PARTITION = 1
-BATCHES_IN_FLIGHT = 8  # over all partitions: bounds memory to this many fetches and what they become
+BATCHES_IN_FLIGHT = 4  # over all partitions: bounds memory to this many fetches and what they become
 
 
 class Reader(Protocol):
