@@ -33,10 +33,10 @@ class Account:
     samples: list[Sample] = field(default_factory=list)
     answers: dict[str, pa.Table] = field(default_factory=dict)
 
-    def note_emission(self, emission: Emission, seconds: float) -> None:
+    def note_emission(self, emission: Emission) -> None:
         """Take over the counts of a finished emission."""
         self.offered, self.accepted = dict(emission.offered), dict(emission.accepted)
-        self.emitted_s = seconds
+        self.emitted_s = emission.took_s
         self.commit_p50_ms, self.commit_p99_ms = emission.commit_ms(50), emission.commit_ms(99)
 
     @property

@@ -107,7 +107,7 @@ def _emit(project: Project, fleets: dict[str, Fleet], demo: Demo, scene: _Scene)
             if demo.outage_s and emission.running:
                 _outage(demo.outage_s, scene, watch)
             watch.until(None)
-            account.note_emission(emission, time.monotonic() - begun)
+            account.note_emission(emission)
             say(f"emitted: {account.accepted_total:,} events acknowledged; now the spools run empty")
             edges.drain()
             account.drained_s = time.monotonic() - begun

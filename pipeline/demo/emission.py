@@ -46,6 +46,7 @@ class Emission:
         self.accepted: Counter[str] = Counter()
         self.commit_s: list[float] = []
         self.late_s = 0.0  # the farthest a tick was behind its time
+        self.took_s = 0.0  # from the start to the last acknowledgement, once it has ended
         self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -76,12 +77,14 @@ class Emission:
             return float(np.percentile(self.commit_s, percentile)) * 1000 if self.commit_s else 0.0
 
     def _run(self) -> None:
+        begin_s = time.monotonic()
         try:
             waiting = self._emit()
             for future in waiting:
                 future.result(COMMIT_S)
         except BaseException as error:
             self._error = error
+        self.took_s = time.monotonic() - begin_s
 
     def _emit(self) -> list[Future[Receipt]]:
         """Every tick at its time; the acknowledgements that are still to come, or failed."""
