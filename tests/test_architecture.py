@@ -28,6 +28,7 @@ VENDORS = {
     },
     "h3ronpy": {"pipeline/policy"},
     "hmac": {"pipeline/policy"},
+    "cryptography": {"pipeline/policy/encryption.py"},
     "sqlite3": {"pipeline/edge"},
     "typer": {"pipeline/cli"},
     "rich": {"pipeline/cli", "pipeline/demo", "pipeline/edge_session.py"},

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.events import EventType
 from pipeline.policy.derive import curated_arrow, curated_schema
+from pipeline.policy.encryption import Encrypter
 from pipeline.policy.filters import Filter, dropped
 from pipeline.policy.keys import KeyStore
 from pipeline.policy.operators import Context, KeyedParameters
@@ -57,6 +58,7 @@ class Plan:
         self._hierarchies = pack.hierarchies
         self._epoch: EpochKind = pack.epoch
         self._pseudonyms = Pseudonymiser(keys, flow.region, pack.epoch)
+        self._encrypter = Encrypter(keys, flow.region, pack.epoch)
         self._purposes = sorted(
             {d.parameters.purpose for d in flow.columns if isinstance(d.parameters, KeyedParameters)}
         )
@@ -98,7 +100,8 @@ class Plan:
     def _run(self, decision: Decision, batch: pa.RecordBatch, epochs: Epochs | None) -> pa.Array:
         run = decision.operator.run
         assert run is not None, "a flow's columns have operators that leave one"
-        context = Context(",".join(sorted(decision.taken)), epochs, self._pseudonyms, self._hierarchies)
+        domain = ",".join(sorted(decision.taken))
+        context = Context(domain, epochs, self._pseudonyms, self._encrypter, self._hierarchies)
         columns = [batch.column(field.name) for field in decision.fields]
         return self._guarded(
             f"{decision.operator.name} on {decision.fields[0].name}",

@@ -13,6 +13,8 @@ pseudonym.
 from __future__ import annotations
 
 import hmac
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -56,8 +58,11 @@ class Epochs:
             self.indices = epoch_index(times_us, kind)
 
 
-class Pseudonymiser:
-    """Pseudonyms of one region. Remembers a bounded number of them; not for two threads at once."""
+class EpochKeyed(ABC):
+    """Names for the subjects of one region, under a key per purpose and epoch of the row.
+
+    Remembers a bounded number of them; not for two threads at once.
+    """
 
     def __init__(self, keys: KeyStore, region: str, kind: EpochKind) -> None:
         self.region = region
@@ -77,8 +82,12 @@ class Pseudonymiser:
             )
         return key
 
+    @abstractmethod
+    def namer(self, key: bytes, domain: str) -> Callable[[str], str]:
+        """What gives a subject its name under this key; the same subject always the same name."""
+
     def column(self, values: pa.Array, purpose: str, domain: str, epochs: Epochs) -> pa.Array:
-        """Pseudonyms of a string column, row by row in the epoch of the row; string, null stays null."""
+        """Names for a string column, row by row in the epoch of the row; string, null stays null."""
         coded = values.dictionary_encode()
         subjects = coded.dictionary.to_pylist()
         if epochs.indices is None:
@@ -102,12 +111,23 @@ class Pseudonymiser:
         table = self._tables.setdefault((purpose, domain, epoch), {})
         new = [subject for subject in subjects if subject not in table]
         if new:
-            key, prefix = self.key(purpose, epoch), domain.encode() + b"\0"
-            for subject in new:
-                digest = hmac.digest(key, prefix + subject.encode(), "sha256")
-                table[subject] = digest[:PSEUDONYM_BYTES].hex()
+            name = self.namer(self.key(purpose, epoch), domain)
+            table.update((subject, name(subject)) for subject in new)
             self._held += len(new)
         names = [table[subject] for subject in subjects]
         if self._held > _CACHE_ENTRIES_MAX:  # forget all: simpler than ages, and rare
             self._tables, self._held = {}, 0
         return names
+
+
+class Pseudonymiser(EpochKeyed):
+    """The pseudonyms of this module's definition."""
+
+    def namer(self, key: bytes, domain: str) -> Callable[[str], str]:
+        """See :class:`EpochKeyed`."""
+        prefix = domain.encode() + b"\0"
+
+        def name(subject: str) -> str:
+            return hmac.digest(key, prefix + subject.encode(), "sha256")[:PSEUDONYM_BYTES].hex()
+
+        return name

@@ -1,4 +1,4 @@
-"""Operators for what leads to a person: pseudonymise."""
+"""Operators for what leads to a person: pseudonymise, deterministic_encrypt."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.policy.operators.signature import Context, KeyedParameters, Operator, always, as_text, is_text
+from pipeline.policy.pseudonyms import EpochKeyed
 
 
 def _pseudonymise(columns: Sequence[pa.Array], parameters: KeyedParameters, context: Context) -> pa.Array:
-    if context.pseudonyms is None or context.epochs is None:
+    return _named(context.pseudonyms, columns[0], parameters, context)
+
+
+def _encrypt(columns: Sequence[pa.Array], parameters: KeyedParameters, context: Context) -> pa.Array:
+    return _named(context.encrypter, columns[0], parameters, context)
+
+
+def _named(
+    names: EpochKeyed | None, column: pa.Array, parameters: KeyedParameters, context: Context
+) -> pa.Array:
+    if names is None or context.epochs is None:
         raise ValueError("no keys, or no epoch")
-    return context.pseudonyms.column(columns[0], parameters.purpose, context.domain, context.epochs)
+    return names.column(column, parameters.purpose, context.domain, context.epochs)
 
 
 IDENTIFIERS = (
@@ -28,5 +39,20 @@ IDENTIFIERS = (
         parameters=KeyedParameters,
         result=as_text,
         effect=lambda parameters: f"keyed hash for {parameters.purpose}, another one in each epoch",
+    ),
+    Operator(
+        name="deterministic_encrypt",
+        meaning="AES-SIV, one text per identifier and epoch; reversible: who holds the key gets it back.",
+        takes=frozenset({"identifier"}),
+        gives=always("pseudonym"),
+        gives_words="pseudonym",
+        accepts=is_text,
+        expects="text",
+        run=_encrypt,
+        parameters=KeyedParameters,
+        result=as_text,
+        effect=lambda parameters: (
+            f"encrypted for {parameters.purpose}, reversible with its key, another text in each epoch"
+        ),
     ),
 )

@@ -14,19 +14,20 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.policy.hierarchies import Hierarchy
-from pipeline.policy.pseudonyms import Epochs, Pseudonymiser
+from pipeline.policy.pseudonyms import EpochKeyed, Epochs
 
 Tags = frozenset[str]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a function may need besides columns: the tag it discharges, the batch's epochs, the keys, and the
-    pack's tables."""
+    """What a function may need besides columns: the tag it discharges, the batch's epochs, the keyed names,
+    and the pack's tables."""
 
     domain: str
     epochs: Epochs | None
-    pseudonyms: Pseudonymiser | None
+    pseudonyms: EpochKeyed | None
+    encrypter: EpochKeyed | None = None
     hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
 
 

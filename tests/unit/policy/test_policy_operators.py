@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.policy import cells, pseudonyms
+from pipeline.policy.encryption import Encrypter
 from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.operators import OPERATORS, Context, floor_to_step
 from pipeline.policy.pseudonyms import Epochs, Pseudonymiser, epoch_index, epoch_name
@@ -342,11 +343,13 @@ def test_every_operator_gives_a_column_as_long_as_its_input(length):
         "truncate_ip": ([pa.array(["x"] * length, pa.string())], {}),
         "generalise_category": ([pa.array(["x"] * length, pa.string())], {"hierarchy": "h"}),
         "keep": ([pa.array(["x"] * length, pa.string())], {}),
+        "deterministic_encrypt": ([pa.array(["x"] * length, pa.string())], {"purpose": "care"}),
         "pseudonymise": ([pa.array(["x"] * length, pa.string())], {"purpose": "care"}),
     }
     assert set(inputs) == {name for name, operator in OPERATORS.items() if operator.run}
     epochs = Epochs(pa.array([0] * length, pa.timestamp("us")), "month")
     tables = {"h": Hierarchy(values={"x": "y"}, other="z", source="a test")}
-    context = Context("d", epochs, Pseudonymiser(Keys(), "eu", "month"), tables)
+    keys = Pseudonymiser(Keys(), "eu", "month"), Encrypter(Keys(), "eu", "month")
+    context = Context("d", epochs, *keys, tables)
     for name, (columns, parameters) in inputs.items():
         assert len(run(name, columns, context, **parameters)) == length

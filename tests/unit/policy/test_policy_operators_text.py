@@ -150,7 +150,7 @@ TABLE = Hierarchy(
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from(["P0300", "P0301", "P0420", "p0300", ""])), max_size=20))
 def test_a_value_becomes_its_group_and_an_unknown_one_the_declared_other(values):
-    context = Context("", None, None, {"faults": TABLE})
+    context = Context("", None, None, hierarchies={"faults": TABLE})
     found = run("generalise_category", [pa.array(values, pa.string())], context, hierarchy="faults")
     groups = {None: None, "P0300": "ignition", "P0301": "ignition", "P0420": "exhaust"}
     assert found.to_pylist() == [groups.get(value, "other") for value in values]
