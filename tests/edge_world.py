@@ -20,6 +20,7 @@ from pipeline.codec import unframe
 from pipeline.config import Config
 from pipeline.edge.blocks import Block, Stamp
 from pipeline.edge.committer import Spool
+from pipeline.edge.metrics import EdgeMetrics
 from pipeline.edge.submission import Submission
 from pipeline.errors import RecordError, TransientError
 from pipeline.schemas import SchemaStore
@@ -196,7 +197,7 @@ def plain_sequences(log: Sequence[bytes], lane: int = 1) -> list[int]:
     return kept
 
 
-def open_spool(path: Path, **settings: Any) -> Spool:
+def open_spool(path: Path, metrics: EdgeMetrics | None = None, **settings: Any) -> Spool:
     """A spool for tests: short waits."""
     edge = Config().edge.model_copy(update={"backoff_min_s": 0.002, "backoff_max_s": 0.01} | settings)
-    return Spool(path, LANES, edge)
+    return Spool(path, LANES, edge, metrics)
