@@ -28,6 +28,15 @@ class Run:
     reason: str
 
 
+def ranges(offsets: np.ndarray) -> list[tuple[int, int]]:
+    """Ascending offsets as half-open ranges of neighbours."""
+    if len(offsets) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(offsets) != 1) + 1
+    starts, ends = np.concatenate(([0], breaks)), np.concatenate((breaks, [len(offsets)])) - 1
+    return [(int(offsets[s]), int(offsets[e]) + 1) for s, e in zip(starts, ends, strict=True)]
+
+
 class Outcomes:
     """What became of each record of one batch; all passed until said otherwise, and the first word wins.
 

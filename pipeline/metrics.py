@@ -176,7 +176,7 @@ class StoreMetrics:
         )
         self._end_to_end = BatchHistogram(
             registry, "pipeline_end_to_end_seconds",
-            "From the edge's receipt (as precise as the region's policy keeps it) to the commit.",
+            "From the edge's receipt (mean of a processed batch) to the commit.",
             ["region", "event"],
         )  # fmt: skip
 

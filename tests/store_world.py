@@ -137,7 +137,7 @@ def stats_value(
     return {
         "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
         "first_offset": span[0], "next_offset": span[1], "event": event, "region": REGION,
-        "policy_hash": "0" * 16, "processed_time": START_US,
+        "policy_hash": "0" * 16, "processed_time": START_US, "foreign": [], "waited_us": 0,
         "counts": [{"outcome": o, "reason": r, "count": n} for (o, r), n in counts.items()],
         "runs": [{"first": x.first, "next": x.next, "outcome": x.outcome, "reason": x.reason} for x in runs],
     }  # fmt: skip

@@ -48,7 +48,11 @@ class Decided:
 
 @dataclass
 class Landed:
-    """What one batch became. ``received_us`` holds the receipt time of each curated row."""
+    """What one batch became.
+
+    ``received_us``: receipt time of each curated row. ``foreign``: ascending offsets of the records without
+    an identity, which no spool has accepted. ``faulty_fields``: raw offset to field name.
+    """
 
     first_offset: int
     next_offset: int
@@ -56,7 +60,8 @@ class Landed:
     curated: pa.BinaryArray
     received_us: np.ndarray
     seen: dict[tuple[int, int], int]
-    faulty_fields: dict[int, str] = field(default_factory=dict)  # raw offset -> field's name
+    foreign: np.ndarray
+    faulty_fields: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Leg:
         batch, rows = self._decode(records, outcomes)
         spool, lane, sequence = (_int64(batch, name) for name in ("spool", "lane", "sequence"))
         repeats, updates = find_repeats(spool, lane, sequence, seen)
+        foreign = self._foreign(records, rows[spool != 0])
         outcomes.mark(rows[repeats], REPEAT, "")
         faulty = self._check(batch, rows, outcomes, now_us)
         self._filter(batch, rows, outcomes)
@@ -92,8 +98,14 @@ class Leg:
         curated = self._curate(batch, records.partition, records.offsets[rows])
         return Landed(
             records.first_offset, records.next_offset, outcomes, curated,
-            _int64(batch, "received_time"), updates, faulty,
+            _int64(batch, "received_time"), updates, foreign, faulty,
         )  # fmt: skip
+
+    def _foreign(self, records: Records, identified: np.ndarray) -> np.ndarray:
+        unnamed = np.ones(len(records.offsets), dtype=bool)
+        unnamed[identified] = False
+        refused = [np.arange(first, end) for first, end, _ in records.refused]
+        return np.sort(np.concatenate([records.offsets[unnamed], *refused]))
 
     def _decode(self, records: Records, outcomes: Outcomes) -> tuple[pa.RecordBatch, np.ndarray]:
         """The readable rows as one batch of the newest schema, and their rows in ``records``."""

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from pipeline.batches import ranges
 from pipeline.control_records import encode_control
 from pipeline.errors import OwnershipLost, PipelineError, StoreCorrupt, TransientError
 from pipeline.metrics import ProcessorMetrics
@@ -282,12 +283,13 @@ class Processor:
             claim.state.stats_next = offset + 1
 
     def _stats(self, claim: Claim, landed: Landed, start: int) -> dict[str, Any]:
-        raw = claim.raw
+        raw, now_us = claim.raw, time.time_ns() // 1000
+        foreign = landed.foreign[np.searchsorted(landed.foreign, start) :]
         return {
             "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
             "first_offset": start, "next_offset": landed.next_offset,
             "event": claim.leg.event.name, "region": self._region, "policy_hash": claim.leg.plan.policy_hash,
-            "processed_time": time.time_ns() // 1000,
+            "processed_time": now_us,
             "counts": [
                 {"outcome": outcome, "reason": reason, "count": count}
                 for (outcome, reason), count in landed.outcomes.counts(start).items()
@@ -296,6 +298,8 @@ class Processor:
                 {"first": run.first, "next": run.next, "outcome": run.outcome, "reason": run.reason}
                 for run in landed.outcomes.runs(start)
             ],
+            "foreign": [{"first": first, "next": end} for first, end in ranges(foreign)],
+            "waited_us": int(np.mean(now_us - landed.received_us)) if len(landed.received_us) else 0,
         }  # fmt: skip
 
     async def _deliver(self, claim: Claim, landed: Landed) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -62,7 +62,10 @@ class StoreState:
 
 @dataclass(frozen=True)
 class StatsRecord:
-    """Fates of the raw positions ``[first, next)``; ``runs`` hold all that did not pass, ascending."""
+    """Fates of the raw positions ``[first, next)``; ``runs`` hold all that did not pass, ascending.
+
+    ``foreign``: ranges of records that no spool sent. ``received_us``: mean receipt of what passed.
+    """
 
     raw: RawPartition
     event: str
@@ -71,6 +74,8 @@ class StatsRecord:
     counts: Mapping[tuple[str, str], int]
     runs: tuple[Run, ...]
     policy_hash: str
+    foreign: tuple[tuple[int, int], ...] = ()
+    received_us: int = 0
 
     @classmethod
     def from_control(cls, value: Mapping[str, Any]) -> StatsRecord:
@@ -81,6 +86,8 @@ class StatsRecord:
             {(c["outcome"], c["reason"]): c["count"] for c in value["counts"]},
             tuple(Run(r["first"], r["next"], r["outcome"], r["reason"]) for r in value["runs"]),
             value["policy_hash"],
+            tuple((f["first"], f["next"]) for f in value["foreign"]),
+            value["processed_time"] - value["waited_us"],
         )  # fmt: skip
         _check(record)
         return record
@@ -128,7 +135,8 @@ def _cut(record: StatsRecord, start: int) -> StatsRecord:
     passed = record.next - start - counts.total()
     if passed:
         counts[(PASSED, "")] = passed
-    return StatsRecord(record.raw, record.event, start, record.next, counts, runs, record.policy_hash)
+    foreign = tuple((max(first, start), end) for first, end in record.foreign if end > start)
+    return replace(record, first=start, counts=counts, runs=runs, foreign=foreign)
 
 
 def _check(record: StatsRecord) -> None:
@@ -140,6 +148,8 @@ def _check(record: StatsRecord) -> None:
             _refuse(record, "runs overlap or are out of order")
         position = run.next
         lengths[(run.outcome, run.reason)] += run.next - run.first
+    if any(first < record.first or end > record.next or end <= first for first, end in record.foreign):
+        _refuse(record, "foreign records lie outside the range")
     others = {kind: n for kind, n in record.counts.items() if kind != (PASSED, "")}
     if record.next <= record.first or position > record.next:
         _refuse(record, "runs lie outside the range")
@@ -184,6 +194,7 @@ ACCOUNT_SCHEMA = pa.schema(
         pa.field("filtered", pa.int64()),
         pa.field("quarantined", pa.int64()),
         pa.field("repeats", pa.int64()),
+        pa.field("foreign_records", pa.int64()),  # among the ones above: no spool sent them
         pa.field("details", pa.string()),  # JSON, see details()
         pa.field("policy_hash", pa.string()),
         pa.field("committed_time", pa.timestamp("us"), nullable=False),  # UTC
@@ -219,11 +230,13 @@ class StatsEntry:
     next: int
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     runs: list[Run] = field(default_factory=list)
+    foreign: int = 0
 
     def add(self, record: StatsRecord) -> None:
         """Append the next range; it must start where this one ends."""
         assert record.first == self.next
         self.counts.update(record.counts)
+        self.foreign += sum(end - first for first, end in record.foreign)
         for run in record.runs:
             last = self.runs[-1] if self.runs else None
             if last and last.next == run.first and (last.outcome, last.reason) == (run.outcome, run.reason):
@@ -241,8 +254,8 @@ class StatsEntry:
             "kind": STATS, "event": self.event, "raw_topic": raw.topic, "raw_topic_id": raw.topic_id,
             "raw_partition": raw.partition, "first_accounted": self.first, "next_accounted": self.next,
             "passed": totals[PASSED], "filtered": totals[FILTERED], "quarantined": totals[QUARANTINED],
-            "repeats": totals[REPEAT], "details": details(self.first, self.counts, self.runs),
-            "policy_hash": self.policy_hash,
+            "repeats": totals[REPEAT], "foreign_records": self.foreign,
+            "details": details(self.first, self.counts, self.runs), "policy_hash": self.policy_hash,
         }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ the other way round, because both leave together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,6 @@ class Rows:
     batches: list[pa.RecordBatch]
     next_raw_offset: int
     repeats: int
-    received_us: list[np.ndarray] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -55,7 +54,7 @@ class Buffer:
         self._opened_at: float | None = None
         self.expected: dict[Source, int] = {}  # positions before this commit, of the sources it moves
         self.reached: dict[Source, int] = {}  # and after it
-        self.received_us: dict[str, list[np.ndarray]] = {}
+        self.received_us: dict[str, list[np.ndarray]] = {}  # a batch's mean receipt, once per row
         self.row_count = 0
         self.byte_count = 0
 
@@ -73,7 +72,6 @@ class Buffer:
         entry.row_count += rows.count
         entry.repeat_rows += rows.repeats
         self._batches.setdefault(rows.event, []).extend(rows.batches)
-        self.received_us.setdefault(rows.event, []).extend(rows.received_us)
         self.row_count += rows.count
         self.byte_count += sum(batch.nbytes for batch in rows.batches)
 
@@ -82,6 +80,7 @@ class Buffer:
         by_raw = self._stats.setdefault(source, {})
         for record in records:
             entries = by_raw.setdefault(record.raw, [])
+            self.received_us.setdefault(record.event, []).append(np.full(record.passed, record.received_us))
             if not entries or entries[-1].policy_hash != record.policy_hash:
                 entries.append(StatsEntry(record.event, record.policy_hash, record.first, record.first))
             entries[-1].add(record)

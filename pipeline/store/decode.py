@@ -29,7 +29,7 @@ from pipeline.schemas import SchemaStore
 from pipeline.store.account import RawPartition, StatsRecord, apply
 from pipeline.store.buffer import Rows
 
-RAW_PARTITION, RAW_OFFSET, RECEIVED = "raw_partition", "raw_offset", "received_time"
+RAW_PARTITION, RAW_OFFSET = "raw_partition", "raw_offset"
 Door = Callable[[int], None]  # raises when the region may not hold what this schema id describes
 
 
@@ -129,10 +129,6 @@ def _append(rows: Rows, batch: pa.RecordBatch, fetched: Fetched) -> None:
         batch = batch.filter(pa.array(fresh))
     if len(batch):
         rows.batches.append(batch)
-        received = batch.schema.get_field_index(RECEIVED)
-        if received >= 0 and pa.types.is_timestamp(batch.schema.field(received).type):
-            column = batch.column(received).cast(pa.timestamp("us")).drop_null()
-            rows.received_us.append(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
 
 
 def _refuse_gaps(fetched: Fetched) -> None:
