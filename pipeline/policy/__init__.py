@@ -1,7 +1,7 @@
 """Policies are types: packs say what a region may hold, the type check proves it, the plan does it.
 
-Reading order: tags, keys, pseudonyms, encryption, cells, hierarchies, operators, filters, pack, load, typecheck,
-derive, plan.
+Reading order: tags, keys, pseudonyms, encryption, cells, hierarchies, redaction, operators, filters, pack,
+load, typecheck, derive, plan.
 """
 
 from pipeline.policy.derive import curated_subject, derived_schemas

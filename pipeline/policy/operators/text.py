@@ -1,4 +1,4 @@
-"""Operators that shorten or group text: mask, truncate, generalise_category, truncate_ip.
+"""Operators that shorten or group text: mask, truncate, generalise_category, truncate_ip, redact_text.
 
 Each works on the different values of a column. What a short form still says about a person decides its tag: a
 part of an identifier is a quasi-identifier, not less.
@@ -23,6 +23,7 @@ from pipeline.policy.operators.signature import (
     is_text,
     over_uniques,
 )
+from pipeline.policy.redaction import KINDS, redact
 
 _MASK_CHARACTERS = 4  # always as many, so that the mask does not tell the length
 
@@ -109,6 +110,10 @@ def _network(address: int, width: int, bits: int) -> str:
     return f"{whole}/{bits}"
 
 
+def _redact_text(columns: Sequence[pa.Array], parameters: Parameters, context: Context) -> pa.Array:
+    return over_uniques(columns[0], redact)
+
+
 TEXT = (
     Operator(
         name="mask",
@@ -162,5 +167,17 @@ TEXT = (
         result=as_text,
         nulls="possible",
         effect=lambda p: f"IPv4 /{p.ipv4_bits}, IPv6 /{p.ipv6_bits}",
+    ),
+    Operator(
+        name="redact_text",
+        meaning=f"Patterns replaced by their kind: {', '.join(KINDS)}. Names and stories remain.",
+        takes=frozenset({"text.free"}),
+        gives=always("text.redacted"),
+        gives_words="text.redacted: personal data still",
+        accepts=is_text,
+        expects="text",
+        run=_redact_text,
+        result=as_text,
+        effect=lambda parameters: f"without {', '.join(KINDS)}",
     ),
 )

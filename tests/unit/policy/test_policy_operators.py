@@ -340,6 +340,7 @@ def test_every_operator_gives_a_column_as_long_as_its_input(length):
         "null": ([pa.array(["x"] * length, pa.string())], {}),
         "mask": ([pa.array(["x"] * length, pa.string())], {}),
         "truncate": ([pa.array(["x"] * length, pa.string())], {"characters": 2}),
+        "redact_text": ([pa.array(["x"] * length, pa.string())], {}),
         "truncate_ip": ([pa.array(["x"] * length, pa.string())], {}),
         "generalise_category": ([pa.array(["x"] * length, pa.string())], {"hierarchy": "h"}),
         "keep": ([pa.array(["x"] * length, pa.string())], {}),
