@@ -23,6 +23,7 @@ import psutil
 
 # psutil derives the start time from the boot time, which moves a little when the clock is corrected.
 CREATE_TIME_TOLERANCE_S = 2.0
+POLL_S = 0.02
 KILL_TIMEOUT_S = 30  # after SIGKILL only the system can be late
 LOG_BYTES_KEPT = 16 * 1024 * 1024
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -125,11 +126,11 @@ def stop(records: Sequence[ProcessRecord], timeout_s: float) -> list[bool]:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, deaf = psutil.wait_procs(processes, timeout=timeout_s)
+    deaf = _still_there(processes, timeout_s)
     for process in deaf:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(deaf, timeout=KILL_TIMEOUT_S)
+    _still_there(deaf, KILL_TIMEOUT_S)
     return [process not in deaf for process in found]
 
 
@@ -139,7 +140,32 @@ def kill(record: ProcessRecord) -> None:
     if process is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-            process.wait(KILL_TIMEOUT_S)
+        _still_there([process], KILL_TIMEOUT_S)
+
+
+def _still_there(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for their end; those that run at the deadline.
+
+    One whose parent has not asked for its exit status has ended, too: a container's first process may never.
+    """
+    deadline = time.monotonic() + timeout_s
+    while there := [process for process in processes if not _has_ended(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    return there
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        process.wait(0)  # takes the exit status of a child of ours
+        return True
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return True
 
 
 def log_start(log: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,24 @@ def test_a_process_deaf_to_sigterm_is_killed_at_the_deadline(tmp_path: Path) -> 
     record = start(STUBBORN, tmp_path / "log")
     assert stop([record], 0.2) == [False]
     assert not psutil.pid_exists(record.pid)
+
+
+def test_a_process_whose_parent_does_not_ask_for_its_end_has_ended(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SLEEPER!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        record = ProcessRecord.of("child", int(parent.stdout.readline()), tmp_path / "log")
+        assert record is not None
+        begun = time.monotonic()
+        assert stop([record], 20) == [True]
+        assert time.monotonic() - begun < 10
+        assert psutil.Process(record.pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_pid_of_another_process_is_never_signalled(tmp_path: Path) -> None:
