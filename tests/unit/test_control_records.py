@@ -22,6 +22,8 @@ STATS = {
         {"outcome": "repeat", "reason": "seen", "count": 1},
     ],
     "runs": [{"first": 2**40, "next": 2**40 + 1, "outcome": "repeat", "reason": "seen"}],
+    "foreign": [{"first": 2**40 + 2, "next": 2**40 + 4}],
+    "waited_us": 2**40,
 }  # fmt: skip
 
 

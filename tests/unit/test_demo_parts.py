@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import fields
 from datetime import datetime
 
 import pytest
@@ -91,10 +92,8 @@ def test_leaving_early_stops_the_emission():
 
 
 def report(status: str) -> BalanceReport:
-    numbers = dict.fromkeys(
-        ("snapshot", "accepted", "stored", "filtered", "quarantined", "evicted", "in_spool", "in_kafka",
-         "on_the_way", "surplus", "repeats", "holes", "unread"), 0)  # fmt: skip
-    return BalanceReport(region="eu", status=status, **numbers)
+    counts = {field.name: 0 for field in fields(BalanceReport) if field.type == "int"}
+    return BalanceReport(region="eu", status=status, **counts)
 
 
 def test_the_books_are_closed_only_when_every_region_is_balanced():

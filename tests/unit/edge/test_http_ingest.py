@@ -161,8 +161,8 @@ async def test_a_body_that_is_too_large_is_refused_announced_or_not(post, monkey
 async def test_a_body_that_does_not_come_is_not_waited_for(door, monkeypatch):
     monkeypatch.setattr(http_ingest, "BODY_S", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
-    lines = ["POST /v1/events HTTP/1.1", "Host: localhost", f"Content-Type: {STRUCTURED}", "Content-Length: 9"]
-    writer.write("\r\n".join([*lines, "", "{"]).encode())
+    lines = ["POST /v1/events HTTP/1.1", "Host: localhost", f"Content-Type: {STRUCTURED}"]
+    writer.write("\r\n".join([*lines, "Content-Length: 9", "", "{"]).encode())
     answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
     assert b"408" in answer
     writer.close()

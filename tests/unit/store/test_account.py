@@ -36,6 +36,9 @@ def control(first: int, next_: int, counts: list, runs: list) -> dict:
         "next_offset": next_,
         "event": "meter_reading",
         "policy_hash": "hash",
+        "processed_time": 5_000_000,
+        "waited_us": 1_000_000,
+        "foreign": [{"first": first, "next": first + 1}] if next_ > first else [],
         "counts": [{"outcome": o, "reason": r, "count": n} for o, r, n in counts],
         "runs": [{"first": a, "next": b, "outcome": o, "reason": r} for a, b, o, r in runs],
     }
@@ -107,3 +110,18 @@ def test_a_record_that_contradicts_itself_is_not_believed(counts, runs, problem)
 def test_an_empty_range_is_refused():
     with pytest.raises(StoreCorrupt):
         StatsRecord.from_control(control(5, 5, [], []))
+
+
+def test_foreign_records_are_cut_with_their_range_and_counted_once():
+    value = {
+        **control(0, 10, [("passed", "", 10)], []),
+        "foreign": [{"first": 1, "next": 4}, {"first": 7, "next": 9}],
+    }
+    whole = StatsRecord.from_control(value)
+    rest = apply(whole, 3)
+    assert rest is not None
+    assert rest.foreign == ((3, 4), (7, 9))
+    entry = StatsEntry("meter_reading", "hash", 3, 3)
+    entry.add(rest)
+    assert entry.columns(RAW)["foreign_records"] == 3
+    assert whole.received_us == 4_000_000
