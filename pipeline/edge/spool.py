@@ -29,7 +29,8 @@ from pipeline.edge.lock import OwnerLock, make_private_file
 from pipeline.edge.tables import BLOCK_COLUMNS, FORMAT, TABLES, from_row, set_aside, settle, to_row
 from pipeline.errors import ConfigError, PipelineError, StoreCorrupt, TransientError
 
-PAGE_BYTES = 16_384  # large values lie in overflow chains; four times the default is twice as fast to write
+# Four times as large: commits of megabytes 1.5 times as fast, small ones write four times as much.
+PAGE_BYTES = 4_096
 CHECKPOINT_BYTES = 16 << 20  # payload written since the last checkpoint
 FREE_BYTES_MIN = 4 * CHECKPOINT_BYTES
 TIDY_PAGES = 2_048
@@ -56,6 +57,7 @@ class SpoolFile:
         self._bytes_max = bytes_max
         self._counts: dict[tuple[int, str], LaneLedger] = {}
         self._commits = 0
+        self._next_block = 1
         self._inode = 0
         self._unsaved = 0  # payload bytes written since the last checkpoint
         self._db: sqlite3.Connection | None = None
@@ -199,7 +201,7 @@ class SpoolFile:
         if found == 0:
             for statement in TABLES:
                 db.execute(statement)
-            db.execute("INSERT INTO meta VALUES (?, 0)", (1 + secrets.randbelow(2**63 - 1),))
+            db.execute("INSERT INTO meta VALUES (?, 0, 1)", (1 + secrets.randbelow(2**63 - 1),))
             db.execute(f"PRAGMA user_version = {FORMAT}")
         known = dict(db.execute("SELECT lane, name FROM lane"))
         for lane, name in enumerate(self._lanes):
@@ -214,10 +216,10 @@ class SpoolFile:
 
     def _load(self, db: sqlite3.Connection) -> None:
         """Counters from the file: memory never runs ahead of the disk."""
-        spool, commits = db.execute("SELECT spool, commits FROM meta").fetchone()
+        spool, commits, next_block = db.execute("SELECT spool, commits, next_block FROM meta").fetchone()
         if self.spool not in (0, spool):
             raise self._corrupt("another spool lies here now")
-        self.spool, self._commits = spool, commits
+        self.spool, self._commits, self._next_block = spool, commits, next_block
         self.next_sequence = dict(db.execute("SELECT lane, next_sequence FROM lane"))
         self._counts = {
             (lane, region): LaneLedger(spool, lane, region, taken, sent, lost, taken - sent - lost)
@@ -269,7 +271,10 @@ class SpoolFile:
         db.execute("BEGIN IMMEDIATE")
         gone = sum(settle(db, settlement) for settlement in change.settlements)
         rows = [to_row(block, self.spool) for block in change.blocks]
-        db.executemany(f"INSERT INTO block ({BLOCK_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
+        db.executemany(
+            f"INSERT INTO block (id, {BLOCK_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+            [(self._next_block + place, *row) for place, row in enumerate(rows)],
+        )
         taken = Counter[tuple[int, str]]()
         for block in change.blocks:
             taken[block.lane, block.region] += len(block.values)
@@ -280,11 +285,11 @@ class SpoolFile:
         )
         moved = [(following, lane) for lane, following in change.next_sequence.items()]
         db.executemany("UPDATE lane SET next_sequence = ? WHERE lane = ?", moved)
-        db.execute("UPDATE meta SET commits = commits + 1")
+        db.execute("UPDATE meta SET commits = commits + 1, next_block = next_block + ?", (len(rows),))
         db.execute("COMMIT")
         added = sum(len(row[-1]) for row in rows)
         self.pending_bytes += added - gone
-        self._unsaved += added + gone + PAGE_BYTES
+        self._unsaved += added + gone + 6 * PAGE_BYTES  # what a small commit touches
 
     # -- failing
 

@@ -18,11 +18,11 @@ from pipeline.edge.ledger import LaneLedger, Loss, Settlement
 FORMAT = 1  # PRAGMA user_version
 HISTORY_ROWS_MAX = 10_000  # lines of the loss ledger and damaged blocks kept; the counters stay exact
 TABLES = (
-    "CREATE TABLE meta (spool INTEGER NOT NULL, commits INTEGER NOT NULL)",
+    "CREATE TABLE meta (spool INTEGER NOT NULL, commits INTEGER NOT NULL, next_block INTEGER NOT NULL)",
     "CREATE TABLE lane (lane INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, next_sequence INTEGER NOT NULL)",
     """CREATE TABLE ledger (lane INTEGER NOT NULL, region TEXT NOT NULL, accepted INTEGER NOT NULL,
         forwarded INTEGER NOT NULL, evicted INTEGER NOT NULL, PRIMARY KEY (lane, region)) WITHOUT ROWID""",
-    """CREATE TABLE block (id INTEGER PRIMARY KEY AUTOINCREMENT, region TEXT NOT NULL, lane INTEGER NOT NULL,
+    """CREATE TABLE block (id INTEGER PRIMARY KEY, region TEXT NOT NULL, lane INTEGER NOT NULL,
         event TEXT NOT NULL, partition INTEGER NOT NULL, first_sequence INTEGER NOT NULL,
         last_sequence INTEGER NOT NULL, received_ms INTEGER NOT NULL, count INTEGER NOT NULL,
         bytes INTEGER NOT NULL, checksum INTEGER NOT NULL, payload BLOB NOT NULL)""",
