@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.events import EventType
 from pipeline.policy.pack import Pack, pack_faults, parse_pack
+from pipeline.policy.violations import Violation
 
 
 class Packs:
@@ -54,49 +56,69 @@ class Packs:
         return frozenset(self.pack(region).jurisdictions)
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A folder of packs as it is: those that could be read, and everything wrong with any of them."""
+
+    packs: Packs
+    violations: tuple[Violation, ...]
+
+
 def load_packs(directory: Path, events: Mapping[str, EventType]) -> Packs:
     """Read every pack of a folder and check it against the events.
 
     Raises ConfigError with all faults of all files, each as ``file: place: what is wrong; what to do``.
     """
+    survey = survey_packs(directory, events)
+    if survey.violations:
+        told = [f"{v.destination}.toml: {v}" if v.destination else str(v) for v in survey.violations]
+        raise ConfigError("; ".join(told), operation="policy packs", place=str(directory))
+    return survey.packs
+
+
+def survey_packs(directory: Path, events: Mapping[str, EventType]) -> Survey:
+    """Read every pack of a folder, faulty or not: to tell its writer what is wrong, never to run it."""
     packs: list[Pack] = []
-    faults: list[str] = []
-    for file in sorted(directory.glob("*.toml")):
+    faults: list[Violation] = []
+    files = sorted(directory.glob("*.toml"))
+    for file in files:
         pack, found = _read(file, events)
-        faults += [f"{file.name}: {fault}" for fault in found]
+        faults += [replace(fault, destination=file.stem) for fault in found]
         if pack is not None:
             packs.append(pack)
-    if not packs and not faults:
-        faults.append("no pack here: without a policy nothing may land")
+    if not files:
+        faults.append(Violation("policies", "no pack here: without a policy nothing may land", "add one"))
     faults += _conflicts(packs)
-    if faults:
-        raise ConfigError("; ".join(faults), operation="policy packs", place=str(directory))
-    return Packs(packs)
+    return Survey(Packs(packs), tuple(faults))
 
 
-def _read(file: Path, events: Mapping[str, EventType]) -> tuple[Pack | None, list[str]]:
+def _read(file: Path, events: Mapping[str, EventType]) -> tuple[Pack | None, list[Violation]]:
     try:
         raw: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        return None, [f"cannot read: {error.strerror}"]
+        return None, [Violation("file", f"cannot read: {error.strerror}")]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return None, [f"not TOML: {error}"]
+        return None, [Violation("file", f"not TOML: {error}")]
     pack, faults = parse_pack(raw)
     if pack is None:
         return None, faults
     if pack.region != file.stem:
-        faults.append(f"region: expected {file.stem!r} as in the file's name, got {pack.region!r}")
+        problem = f"expected {file.stem!r} as in the file's name, got {pack.region!r}"
+        faults.append(Violation("region", problem))
     return pack, faults + list(pack_faults(pack, events))
 
 
-def _conflicts(packs: list[Pack]) -> list[str]:
+def _conflicts(packs: list[Pack]) -> list[Violation]:
     claims: dict[str, list[str]] = {}
     for pack in packs:
         for jurisdiction in pack.jurisdictions:
             claims.setdefault(jurisdiction, []).append(pack.region)
     return [
-        f"jurisdiction {jurisdiction} is claimed by {' and '.join(regions)}: one event would have two laws; "
-        "leave it in one pack"
+        Violation(
+            f"jurisdiction {jurisdiction}",
+            f"claimed by {' and '.join(regions)}: one event would have two laws",
+            "leave it in one pack",
+        )
         for jurisdiction, regions in sorted(claims.items())
         if len(regions) > 1
     ]

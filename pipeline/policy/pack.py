@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +24,7 @@ from pipeline.policy.filters import Filter, filter_faults
 from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.operators import OPERATORS, CategoryParameters, KeyedParameters, Operator, Parameters
 from pipeline.policy.tags import covers, known, uncovered
+from pipeline.policy.violations import Violation
 
 Law = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -146,78 +148,89 @@ class Pack(_Strict):
         )
 
 
-def parse_pack(raw: Mapping[str, Any]) -> tuple[Pack | None, list[str]]:
-    """A pack from plain values, or what is wrong with their shape: ``key: problem``."""
+def parse_pack(raw: Mapping[str, Any]) -> tuple[Pack | None, list[Violation]]:
+    """A pack from plain values, or what is wrong with their shape."""
     try:
         return Pack.model_validate(raw), []
     except ValidationError as error:
-        return None, _sentences(error)
+        return None, [Violation(place, problem) for place, problem in _sentences(error)]
 
 
-def pack_faults(pack: Pack, events: Mapping[str, EventType]) -> Iterator[str]:
+def pack_faults(pack: Pack, events: Mapping[str, EventType]) -> Iterator[Violation]:
     """What is wrong with the content: names that do not exist, rules that do not do what their place asks."""
     leg, place = pack.landing, "landing"
     yield from _tag_faults(leg.allowed.tags, f"{place}.allowed")
     for tag, rule in leg.rules.items():
         where = f"{place}.rules.{tag!r}"
         yield from _tag_faults((tag,), where)
-        faults = list(_rule_faults(rule, pack))
-        yield from (f"{where}: {fault}" for fault in faults or _discharge_faults(tag, rule, leg))
+        faults = list(_rule_faults(rule, pack, where)) or _discharge_faults(tag, rule, leg, where)
+        yield from (replace(fault, tags=(tag,)) for fault in faults)
     for name, part in leg.events.items():
         where = f"{place}.events.{name}"
         if name not in events:
-            yield f"{where}: no such event; there are {', '.join(sorted(events))}"
+            yield Violation(where, f"no such event; there are {', '.join(sorted(events))}", event=name)
             continue
-        yield from _event_faults(pack, part, events[name], where)
+        faults = _event_faults(pack, part, events[name], where)
+        yield from (replace(fault, event=name) for fault in faults)
 
 
-def _event_faults(pack: Pack, part: EventRules, event: EventType, where: str) -> Iterator[str]:
+def _event_faults(pack: Pack, part: EventRules, event: EventType, where: str) -> Iterator[Violation]:
     if part.also_allowed:
         yield from _tag_faults(part.also_allowed.tags, f"{where}.also_allowed")
     names = [field.name for field in event.fields]
     for field, rule in part.fields.items():
+        place = f"{where}.fields.{field}"
         if field not in names:
-            yield f"{where}.fields.{field}: no such field; the event has {', '.join(names)}"
-        yield from (f"{where}.fields.{field}: {fault}" for fault in _rule_faults(rule, pack))
+            yield Violation(place, f"no such field; the event has {', '.join(names)}", fields=(field,))
+        yield from (replace(fault, fields=(field,)) for fault in _rule_faults(rule, pack, place))
     rule_names = [rule.name for rule in part.filters]
     for twice in sorted({name for name in rule_names if rule_names.count(name) > 1}):
-        yield f"{where}.filters: two are named {twice}; their counts would be one"
+        yield Violation(f"{where}.filters", f"two are named {twice}; their counts would be one", "rename one")
     for wanted in part.filters:
-        yield from (f"{where}: {fault}" for fault in filter_faults(wanted, event))
+        for fault in filter_faults(wanted, event):
+            yield Violation(where, fault, rule=f"{where}.filters", source=wanted.source)
 
 
-def _tag_faults(tags: tuple[str, ...], where: str) -> Iterator[str]:
+def _tag_faults(tags: tuple[str, ...], where: str) -> Iterator[Violation]:
     for tag in tags:
         if not known(tag, TAGS):
-            yield f"{where}: unknown tag {tag!r}; the vocabulary has {', '.join(TAGS)}"
+            yield Violation(where, f"unknown tag {tag!r}; the vocabulary has {', '.join(TAGS)}", tags=(tag,))
 
 
-def _rule_faults(rule: Rule, pack: Pack) -> Iterator[str]:
+def _rule_faults(rule: Rule, pack: Pack, where: str) -> Iterator[Violation]:
+    def fault(problem: str, remedy: str = "") -> Violation:
+        return Violation(where, problem, remedy, rule=where, source=rule.source)
+
     try:
         parameters = rule.checked_parameters
     except ConfigError as error:
-        yield error.problem
+        yield fault(error.problem)
+        return
     except ValidationError as error:
-        yield from (f"{rule.operator} with {fault}" for fault in _sentences(error))
-    else:
-        if isinstance(parameters, KeyedParameters) and parameters.purpose not in pack.purposes:
-            yield (
-                f"purpose {parameters.purpose!r} is not one of the pack's: {', '.join(pack.purposes)}; "
-                "declare it with its legal basis"
-            )
-        if isinstance(parameters, CategoryParameters) and parameters.hierarchy not in pack.hierarchies:
-            yield (
-                f"hierarchy {parameters.hierarchy!r} is not one of the pack's: "
-                f"{', '.join(pack.hierarchies) or 'it has none'}; declare its table"
-            )
+        yield from (fault(f"{rule.operator} with {name}: {text}") for name, text in _sentences(error))
+        return
+    if isinstance(parameters, KeyedParameters) and parameters.purpose not in pack.purposes:
+        yield fault(
+            f"purpose {parameters.purpose!r} is not one of the pack's: {', '.join(pack.purposes)}",
+            "declare it with its legal basis",
+        )
+    if isinstance(parameters, CategoryParameters) and parameters.hierarchy not in pack.hierarchies:
+        yield fault(
+            f"hierarchy {parameters.hierarchy!r} is not one of the pack's: "
+            f"{', '.join(pack.hierarchies) or 'it has none'}",
+            "declare its table",
+        )
 
 
-def _discharge_faults(tag: str, rule: Rule, leg: LegRules) -> Iterator[str]:
+def _discharge_faults(tag: str, rule: Rule, leg: LegRules, where: str) -> Iterator[Violation]:
     operator = rule.known_operator
     if not any(covers(taken, tag) for taken in operator.takes):
-        yield (
-            f"{operator.name} does not discharge {tag}: it takes {', '.join(sorted(operator.takes))}; "
-            "choose an operator that does, or drop"
+        yield Violation(
+            where,
+            f"{operator.name} does not discharge {tag}: it takes {', '.join(sorted(operator.takes))}",
+            "choose an operator that does, or drop",
+            rule=where,
+            source=rule.source,
         )
         return
     everywhere = frozenset(leg.allowed.tags).union(
@@ -225,14 +238,17 @@ def _discharge_faults(tag: str, rule: Rule, leg: LegRules) -> Iterator[str]:
     )
     left = uncovered(operator.gives(rule.checked_parameters, frozenset({tag})), everywhere)
     if left:
-        yield (
-            f"{operator.name} leaves {', '.join(left)}, which this destination may not hold; "
-            "use a stronger operator, or drop"
+        yield Violation(
+            where,
+            f"{operator.name} leaves {', '.join(left)}, which this destination may not hold",
+            "use a stronger operator, or drop",
+            rule=where,
+            source=rule.source,
         )
 
 
-def _sentences(error: ValidationError) -> list[str]:
+def _sentences(error: ValidationError) -> list[tuple[str, str]]:
     return [
-        f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg'].removeprefix('Value error, ')}"
+        (".".join(map(str, e["loc"])) or "file", e["msg"].removeprefix("Value error, "))
         for e in error.errors()
     ]

@@ -12,13 +12,16 @@ that covers it. When these differ, ``drop`` wins, and ``keep`` gives way; two ot
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.events import EventField, EventType
 from pipeline.policy.operators import KeyedParameters, Operator, Parameters
 from pipeline.policy.pack import LegRules, Pack, Rule
 from pipeline.policy.tags import covered, most_specific, uncovered
+from pipeline.policy.violations import Violation
 
 RAW_POSITION = ("raw_partition", "raw_offset")
 EVENT_TIME = "event_time"
@@ -78,64 +81,123 @@ class Flow:
 
 def check_flow(pack: Pack, event: EventType, origin: str, destination: str) -> Flow:
     """The checked flow; ConfigError with every fault when the tags do not fit."""
-    leg = pack.leg(origin, destination)
-    flow, faults = resolve(leg, event, destination)
-    faults = faults or list(flow_faults(flow))
-    if faults:
+    flow, violations = judge_flow(pack, event, origin, destination)
+    if violations:
         raise ConfigError(
-            "; ".join(faults), operation="policy check", place=f"{origin} to {destination}, {event.name}"
+            "; ".join(map(str, violations)),
+            operation="policy check",
+            place=f"{origin} to {destination}, {event.name}",
         )
     return flow
 
 
-def resolve(leg: LegRules, event: EventType, region: str) -> tuple[Flow, list[str]]:
+def judge_flow(
+    pack: Pack, event: EventType, origin: str, destination: str
+) -> tuple[Flow, tuple[Violation, ...]]:
+    """The flow as far as it can be decided, and everything that speaks against it.
+
+    Raises ConfigError when the pack has no such leg.
+    """
+    flow, faults = resolve(pack.leg(origin, destination), event, destination)
+    return flow, (*faults, *flow_faults(flow))
+
+
+def resolve(leg: LegRules, event: EventType, region: str) -> tuple[Flow, list[Violation]]:
     """Which operator each field gets, and why some get none; tags are not judged yet."""
-    faults: list[str] = []
-    found: dict[str, Decision] = {}
+    faults: list[Violation] = []
+    found: list[Decision] = []
     for field in event.fields:
+        rule, place = None, ""
         try:
             rule, place = _rule_for(field, leg, event.name)
-            found[field.name] = _decide(field, rule, place)
+            found.append(_decide(field, rule, place))
         except ConfigError as error:
-            faults.append(f"{field.name}: {error.problem}")
-    decisions = _join_roles(list(found.values()), faults)
-    return Flow(event, region, tuple(decisions), leg.allowed_for(event.name)), faults
-
-
-def flow_faults(flow: Flow) -> Iterator[str]:
-    """What the types say against a flow: column types, tags that are left, names that clash."""
-    arrow = flow.event.arrow
-    for decision in flow.decisions:
-        names = " and ".join(field.name for field in decision.fields)
-        name = decision.operator.name
-        for field in decision.fields:
-            column = arrow.field(field.name).type
-            if not decision.operator.accepts(column, decision.parameters):
-                yield f"{field.name}: {name} works on {decision.operator.expects}, the field is {column}"
-        if not decision.taken and decision.output:
-            yield f"{names}: {name} takes none of its tags {_list(decision.tags)} (rule {decision.rule})"
-        left = uncovered(decision.result, flow.allowed) if decision.output else ()
-        if left:
-            yield (
-                f"{names}: {name} (rule {decision.rule}) leaves {_list(left)}, and {flow.region} may hold "
-                f"only {_list(flow.allowed)}: use a stronger operator, or drop the field"
+            faults.append(
+                Violation(
+                    field.name,
+                    error.problem,
+                    error.remedy,
+                    fields=(field.name,),
+                    tags=tuple(sorted(field.tags)),
+                    rule=place,
+                    source=rule.source if rule else "",
+                )
             )
+    decisions = _join_roles(found, faults)
+    flow = Flow(event, region, tuple(decisions), leg.allowed_for(event.name))
+    return flow, [replace(fault, destination=region, event=event.name) for fault in faults]
+
+
+def flow_faults(flow: Flow) -> Iterator[Violation]:
+    """What the types say against a flow: column types, tags that are left, names that clash."""
+    for decision in flow.decisions:
+        for fault in _decision_faults(decision, flow):
+            yield replace(
+                fault,
+                destination=flow.region,
+                event=flow.event.name,
+                fields=tuple(field.name for field in decision.fields),
+                tags=fault.tags or tuple(sorted(decision.tags)),
+                rule=decision.rule,
+                source=decision.source,
+            )
+    for fault in (*_column_faults(flow), *_epoch_faults(flow)):
+        yield replace(fault, destination=flow.region, event=flow.event.name)
+
+
+def _decision_faults(decision: Decision, flow: Flow) -> Iterator[Violation]:
+    names = " and ".join(field.name for field in decision.fields)
+    operator = decision.operator
+    for field in decision.fields:
+        column = flow.event.arrow.field(field.name).type
+        if not operator.accepts(column, decision.parameters):
+            yield Violation(
+                field.name,
+                f"{operator.name} works on {operator.expects}, the field is {column}",
+                "choose another operator, or drop the field",
+            )
+    if not decision.taken and decision.output:
+        yield Violation(
+            names,
+            f"{operator.name} takes none of its tags {_list(decision.tags)} (rule {decision.rule})",
+            f"it takes {_list(operator.takes)}: choose another operator, or drop the field",
+        )
+    left = uncovered(decision.result, flow.allowed) if decision.output else ()
+    if left:
+        yield Violation(
+            names,
+            f"{operator.name} (rule {decision.rule}) leaves {_list(left)}, and {flow.region} may hold "
+            f"only {_list(flow.allowed)}",
+            "use a stronger operator, or drop the field",
+            tags=left,
+        )
+
+
+def _column_faults(flow: Flow) -> Iterator[Violation]:
     outputs = [decision.output for decision in flow.columns] + list(RAW_POSITION)
     for twice in sorted({str(name) for name in outputs if outputs.count(name) > 1}):
-        yield f"{twice}: two columns of that name would leave; rename or drop one"
+        yield Violation(twice, "two columns of that name would leave", "rename or drop one", fields=(twice,))
     if left := uncovered({"transport"}, flow.allowed):
-        yield f"{' and '.join(RAW_POSITION)}: {flow.region} must be allowed to hold {_list(left)}"
-    yield from _epoch_faults(flow)
+        yield Violation(
+            " and ".join(RAW_POSITION),
+            f"{flow.region} must be allowed to hold {_list(left)}",
+            f"add {_list(left)} to landing.allowed",
+            fields=RAW_POSITION,
+            tags=left,
+        )
 
 
-def _epoch_faults(flow: Flow) -> Iterator[str]:
+def _epoch_faults(flow: Flow) -> Iterator[Violation]:
     keyed = sorted({d.operator.name for d in flow.decisions if isinstance(d.parameters, KeyedParameters)})
     if keyed:
         fields = {field.name: field for field in flow.event.fields}
         time = fields.get(EVENT_TIME)
         if time is None or time.kind != "timestamp-micros" or time.nullable:
-            yield (
-                f"{EVENT_TIME}: {_list(keyed)} needs it in timestamp-micros, never null: it decides the epoch"
+            yield Violation(
+                EVENT_TIME,
+                f"{_list(keyed)} needs it in timestamp-micros, never null: it decides the epoch",
+                "give the event the envelope's field",
+                fields=(EVENT_TIME,),
             )
 
 
@@ -144,12 +206,14 @@ def _rule_for(field: EventField, leg: LegRules, event: str) -> tuple[Rule, str]:
     if own is not None:
         return own, f"events.{event}.fields.{field.name}"
     if not field.tags:
-        raise ConfigError("has no tag, so no rule can speak of it; tag it in the schema")
+        raise ConfigError("has no tag, so no rule can speak of it", remedy="tag it in the schema")
     served: dict[str, str] = {}
     for tag in sorted(field.tags):
         general = most_specific(tag, leg.rules)
         if general is None:
-            raise ConfigError(f"no rule for tag {tag}: what no rule serves is denied; add one, if to drop it")
+            raise ConfigError(
+                f"no rule for tag {tag}: what no rule serves is denied", remedy="add one, if to drop it"
+            )
         served[tag] = general
     return _strongest({general: leg.rules[general] for general in served.values()})
 
@@ -159,13 +223,21 @@ def _strongest(rules: dict[str, Rule]) -> tuple[Rule, str]:
         if rule.operator == "drop":
             return rule, f"rules.{general!r}"
     working = {general: rule for general, rule in rules.items() if rule.operator != "keep"} or rules
-    distinct = {(rule.operator, str(rule.checked_parameters)) for rule in working.values()}
+    distinct = {(rule.operator, str(_parameters(rule))) for rule in working.values()}
     if len(distinct) > 1:
         raise ConfigError(
-            f"the rules for {_list(working)} ask for different operators; give the field a rule of its own"
+            f"the rules for {_list(working)} ask for different operators",
+            remedy="give the field a rule of its own",
         )
     general, rule = next(iter(working.items()))
     return rule, f"rules.{general!r}"
+
+
+def _parameters(rule: Rule) -> Parameters:
+    try:
+        return rule.checked_parameters
+    except ValidationError:  # the pack's own faults say which and why
+        raise ConfigError(f"the parameters of {rule.operator} do not fit", remedy="mend the rule") from None
 
 
 def _decide(field: EventField, rule: Rule, place: str) -> Decision:
@@ -174,12 +246,13 @@ def _decide(field: EventField, rule: Rule, place: str) -> Decision:
     if operator.roles and field.role not in operator.roles:
         raise ConfigError(
             f"{operator.name} takes fields in the roles {_list(operator.roles)}, this one has "
-            f"{field.role or 'none'} (rule {place}); give it a role in the schema or drop it in the pack"
+            f"{field.role or 'none'} (rule {place})",
+            remedy="give it a role in the schema or drop it in the pack",
         )
-    return Decision((field,), operator, rule.checked_parameters, place, rule.source, output)
+    return Decision((field,), operator, _parameters(rule), place, rule.source, output)
 
 
-def _join_roles(decisions: list[Decision], faults: list[str]) -> list[Decision]:
+def _join_roles(decisions: list[Decision], faults: list[Violation]) -> list[Decision]:
     """Decisions of one operator that takes several fields together become one, at the place of the first."""
     joined: list[Decision] = []
     done: set[str] = set()
@@ -195,10 +268,18 @@ def _join_roles(decisions: list[Decision], faults: list[str]) -> list[Decision]:
         by_role = {part.fields[0].role: part.fields[0] for part in parts}
         same = all(part.parameters == decision.parameters for part in parts)
         if len(parts) != len(operator.roles) or set(by_role) != set(operator.roles) or not same:
-            names = _list(part.fields[0].name for part in parts)
+            names = tuple(part.fields[0].name for part in parts)
             faults.append(
-                f"{names}: {operator.name} takes exactly one field per role {_list(operator.roles)}, with "
-                "the same parameters; drop the rest in the pack"
+                Violation(
+                    _list(names),
+                    f"{operator.name} takes exactly one field per role {_list(operator.roles)}, with "
+                    "the same parameters",
+                    "drop the rest in the pack",
+                    fields=names,
+                    tags=tuple(sorted(decision.tags)),
+                    rule=decision.rule,
+                    source=decision.source,
+                )
             )
             continue
         fields = tuple(by_role[role] for role in operator.roles)

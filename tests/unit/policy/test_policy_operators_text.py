@@ -325,5 +325,5 @@ def test_a_region_that_may_hold_only_coarse_traits_refuses_the_others():
 def test_a_hierarchy_that_the_pack_does_not_have_is_a_fault():
     faults = list(pack_faults(pack({**CHANGES, "hierarchies": {}}), {"small": event(fields=FIELDS)}))
     assert any(
-        "hierarchy 'work' is not one of the pack's: it has none; declare its table" in f for f in faults
+        "hierarchy 'work' is not one of the pack's: it has none; declare its table" in str(f) for f in faults
     )

@@ -22,7 +22,8 @@ LANDING = "landing"
 def faults_of(changes):
     """Every fault of the small pack with these changes."""
     found, faults = parse_pack(raw_pack(changes))
-    return faults if found is None else faults + list(pack_faults(found, {"small": event()}))
+    more = [] if found is None else list(pack_faults(found, {"small": event()}))
+    return list(map(str, faults + more))
 
 
 def write_pack(folder: Path, region: str, jurisdictions: str, more: str = "") -> None:
@@ -189,9 +190,9 @@ def test_every_fault_of_every_file_is_reported_in_one_go(tmp_path: Path):
     for sentence in (
         "one.toml: landing.rules.'blood': unknown tag",
         "two.toml: landing.events.big: no such event",
-        "three.toml: not TOML",
+        "three.toml: file: not TOML",
         "four.toml: region: expected 'four' as in the file's name, got 'eu'",
-        "jurisdiction AA is claimed by one and two: one event would have two laws; leave it in one pack",
+        "jurisdiction AA: claimed by one and two: one event would have two laws; leave it in one pack",
     ):
         assert sentence in str(caught.value)
 

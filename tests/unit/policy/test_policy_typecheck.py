@@ -57,7 +57,7 @@ def test_no_decision_can_be_weakened_without_the_check_noticing(region, name):
             continue
         kept = replace(decision, operator=OPERATORS["keep"], output=decision.fields[0].name)
         mutant = replace(flow, decisions=(*flow.decisions[:index], kept, *flow.decisions[index + 1 :]))
-        faults = list(flow_faults(mutant))
+        faults = list(map(str, flow_faults(mutant)))
         assert any(decision.fields[0].name in fault and left[0] in fault for fault in faults), faults
         weakened += 1
     assert weakened >= 2
