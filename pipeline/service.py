@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from prometheus_client import CollectorRegistry
 
 from connectors.broker import BrokerOptions, LocalBroker
+from connectors.http_ingest import HttpIngest
 from connectors.kafka import KafkaAdmin, KafkaReader, KafkaWriter, ReaderOptions, TopicSpec
 from connectors.kafka_scan import LogScanner
 from connectors.lake import Lake
@@ -36,6 +37,9 @@ from pipeline.store import StorePlan, StorePorts, StoreWriter
 from pipeline.topics import Topics
 
 log = logging.getLogger(__name__)
+
+
+DRAIN_S = 8.0  # how long a role may take to finish what is in hand once it was told to stop
 
 
 class Startable(Protocol):
@@ -158,27 +162,38 @@ class Role:
     metrics_host: str
     metrics_port: int = 0
 
-    async def run(
-        self,
-        work: Callable[[asyncio.Event], Awaitable[None]],
-        ready: asyncio.Event,
-        registry: CollectorRegistry,
-    ) -> None:
+    def serving(self, registry: CollectorRegistry) -> AbstractContextManager[int]:
+        """``/metrics`` on a port of its own, which it hands out."""
+        return serve(registry, self.metrics_host, self.metrics_port)
+
+    async def run(self, work: Work, ready: asyncio.Event, port: int) -> None:
         """Run ``work`` until SIGTERM or SIGINT; a second one ends the process at once.
 
-        Serves ``/metrics`` meanwhile and announces readiness by the ready file.
+        Once ``ready`` is set the ready file appears and names ``port``, where ``/metrics`` is.
         """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, stop, number)
-        with serve(registry, self.metrics_host, self.metrics_port) as port:
-            announcing = asyncio.create_task(self._announce(ready, port))
-            try:
-                await work(stop)
-            finally:
-                announcing.cancel()
-                self.ready_file.unlink(missing_ok=True)
+        announcing = asyncio.create_task(self._announce(ready, port))
+        working = asyncio.ensure_future(work(stop))
+        ending = asyncio.create_task(self._end(stop, working))
+        try:
+            await working
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+        finally:
+            announcing.cancel()
+            ending.cancel()
+            self.ready_file.unlink(missing_ok=True)
+
+    async def _end(self, stop: asyncio.Event, working: asyncio.Future[None]) -> None:
+        """Break off what has not ended DRAIN_S after the stop; everything is safe to break off."""
+        await stop.wait()
+        await asyncio.sleep(DRAIN_S)
+        log.warning("%s: not drained in %g s, broken off", self.name, DRAIN_S)
+        working.cancel()
 
     def _on_signal(self, stop: asyncio.Event, number: signal.Signals) -> None:
         if stop.is_set():
@@ -213,7 +228,8 @@ async def run_processor(project: Project, region: str, role: Role) -> None:
             region, legs, topic_ids, Ports(reader, writer, state), project.schemas, project.topics,
             ProcessorMetrics(registry, region),
         )  # fmt: skip
-        await role.run(processor.run, processor.ready, registry)
+        with role.serving(registry) as port:
+            await role.run(processor.run, processor.ready, port)
 
 
 async def run_store(project: Project, region: str, role: Role) -> None:
@@ -229,7 +245,8 @@ async def run_store(project: Project, region: str, role: Role) -> None:
             await admin.ensure_topics(project.topic_specs(region))
             ports = StorePorts(lake, reader, admin, StoreMetrics(registry, region))
             writer = StoreWriter(ports, project.schemas, plan)
-            await role.run(writer.run, writer.ready, registry)
+            with role.serving(registry) as port:
+                await role.run(writer.run, writer.ready, port)
     finally:
         lake.close()
 
@@ -256,18 +273,19 @@ def forwarder(project: Project, name: str, spool: Spool, metrics: EdgeMetrics | 
     return Forwarder(spool, writers, project.topics, config.edge, metrics, report)
 
 
-async def run_edge(project: Project, name: str, role: Role) -> None:
-    """An edge agent: HTTP in, spool, forward; until told to stop."""
+async def run_edge(project: Project, region: str, role: Role) -> None:
+    """An edge agent: events in over HTTP, into the spool, towards Kafka; until told to stop.
+
+    Starts and accepts also while every broker is away. ``/metrics`` is on the port of its door.
+    """
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
-    with open_edge(project, name, metrics) as (spool, _client):
-        ready = asyncio.Event()
-
-        async def work(stop: asyncio.Event) -> None:
+    with open_edge(project, region, metrics) as (spool, client):
+        door = HttpIngest(client, registry, role.metrics_port or project.config.edge.http_port)
+        async with started(door):
+            ready = asyncio.Event()
             ready.set()
-            await forwarder(project, name, spool, metrics).run(stop)
-
-        await role.run(work, ready, registry)
+            await role.run(forwarder(project, region, spool, metrics).run, ready, door.port)
 
 
 Runner = Callable[[Project, str, Role], Coroutine[Any, Any, None]]

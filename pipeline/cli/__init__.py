@@ -41,6 +41,8 @@ def common(
         level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )  # fmt: skip
+    # aiokafka logs several errors per try while a broker is away; ours say it once, with what is done.
+    logging.getLogger("aiokafka").setLevel(logging.INFO if verbose else logging.CRITICAL)
     loaded = load_config(config)
     if state is not None:
         loaded = loaded.model_copy(update={"state": state})

@@ -25,7 +25,7 @@ from pipeline.demo.example import example
 from pipeline.edge_session import drained_edge
 from pipeline.errors import ConfigError
 from pipeline.evidence import weigh_settled
-from pipeline.mapping import Mapping, load_mapping
+from pipeline.mapping import Mapping, find_mapping
 from pipeline.pacing import pace, parse_speed
 
 Region = Annotated[str, typer.Option(help="the region")]
@@ -115,7 +115,7 @@ def command_replay(
     if on_bad not in ("stop", "skip"):
         raise ConfigError(f"expected stop or skip, got {on_bad!r}", operation="replay", place="--on-bad")
     factor = parse_speed(speed)
-    declared = load_mapping(_mapping_path(here, mapping)) if mapping else None
+    declared = find_mapping(mapping, here.config.schemas_path()) if mapping else None
     rows = Replay(
         file, here.project.schemas.events[event], declared,
         jurisdiction=_jurisdiction(here, region, jurisdiction, declared),
@@ -141,11 +141,6 @@ def command_replay(
 def _bar(here: Session) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=here.progress, disable=here.json)
-
-
-def _mapping_path(here: Session, name: str) -> Path:
-    shipped = here.config.schemas_path() / "mappings" / f"{name}.toml"
-    return Path(name) if Path(name).exists() or not shipped.exists() else shipped
 
 
 def _jurisdiction(

@@ -89,8 +89,10 @@ class Claim:
     leg: Leg
     owner: str = field(default_factory=lambda: secrets.token_hex(8))
     state: PartitionState = field(default_factory=PartitionState)
-    queue: asyncio.Queue[Records] = field(default_factory=lambda: asyncio.Queue(QUEUED_BATCHES_PER_PARTITION))
-    expected: int = 0  # the offset the next batch must start at; anything else was fetched before a seek
+    generation: int = 0  # counts the seeks: what was fetched before the last one is worth nothing
+    queue: asyncio.Queue[tuple[int, Records]] = field(
+        default_factory=lambda: asyncio.Queue(QUEUED_BATCHES_PER_PARTITION)
+    )
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
 
@@ -131,8 +133,13 @@ class Processor:
                 await self._reader.subscribe(sorted(self._legs), self._assigned, self._revoked)
                 housekeeping = group.create_task(self._housekeep(), name="housekeeping")
                 while not stop.is_set():
-                    for records in await self._reader.fetch(0.2):
-                        await self._enqueue(records, stop)
+                    fetched = await self._reader.fetch(0.2)
+                    # Taken before anything is awaited: a claim may seek while earlier runs are handed over.
+                    owners = {key: (claim, claim.generation) for key, claim in self._claims.items()}
+                    for records in fetched:
+                        owner = owners.get((records.topic, records.partition))
+                        if owner is not None:
+                            await self._enqueue(*owner, records, stop)
                 await self._revoked(list(self._claims))
                 housekeeping.cancel()
         except* PipelineError as errors:
@@ -140,15 +147,12 @@ class Processor:
         finally:
             self._compute.shutdown(wait=True, cancel_futures=True)
 
-    async def _enqueue(self, records: Any, stop: asyncio.Event) -> None:
+    async def _enqueue(self, claim: Claim, generation: int, records: Records, stop: asyncio.Event) -> None:
         """Hand a batch to its partition's task; waits while that is full (backpressure), unless stopping."""
-        claim = self._claims.get((records.topic, records.partition))
-        if claim is None or records.first_offset != claim.expected:
-            return
-        claim.expected = records.next_offset
-        put = asyncio.ensure_future(claim.queue.put(records))
+        put = asyncio.ensure_future(claim.queue.put((generation, records)))
         stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((put, stopped), return_when=asyncio.FIRST_COMPLETED)
+        gone = [claim.task] if claim.task is not None else []
+        await asyncio.wait((put, stopped, *gone), return_when=asyncio.FIRST_COMPLETED)
         for waiting in (put, stopped):
             waiting.cancel()
 
@@ -208,8 +212,8 @@ class Processor:
                 key = (claim.raw.topic, number)
                 claim.state.next_offset = (await self._reader.beginning_offsets([key]))[key]
             await self._take_over(claim)
-            claim.expected = claim.state.next_offset
-            self._reader.seek((claim.raw.topic, number), claim.expected)
+            claim.generation += 1
+            self._reader.seek((claim.raw.topic, number), claim.state.next_offset)
 
     async def _take_over(self, claim: Claim) -> None:
         """Write the merged state under our own keys, then retire those of former owners."""
@@ -229,10 +233,10 @@ class Processor:
         """The task of one partition; goes back to the last complete position after a passing failure."""
         pause_s = 0.1
         while True:
-            records = await claim.queue.get()
+            generation, records = await claim.queue.get()
             async with claim.busy:
                 try:
-                    if records.first_offset == claim.state.next_offset:
+                    if generation == claim.generation:
                         async with self._slots:
                             await self._process(claim, records)
                     pause_s = 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -43,11 +44,17 @@ class Breaking:
         self._writer = writer
         self.before: dict[str, list[Exception]] = {}  # part of a topic's name -> errors still to raise
         self.after: dict[str, list[Exception]] = {}
+        self.chance: random.Random | None = None  # then one send in eight fails, before or after
 
     async def send(self, topic, partition, values, keys=None):
         _raise_next(self.before, topic)
+        failing = self.chance.random() if self.chance else 1.0
+        if failing < 1 / 16:
+            raise TransientError("not sent, says the test")
         offset = await self._writer.send(topic, partition, values, keys)
         _raise_next(self.after, topic)
+        if failing < 1 / 8:
+            raise TransientError("sent, but who knows, says the test")
         return offset
 
 
@@ -266,6 +273,26 @@ async def test_an_interruption_at_any_write_changes_neither_rows_nor_account(pro
         else:
             assert record["next_offset"] <= end
     assert (end, counts) == (250, {"passed": 199, "repeat": 50, "quarantined": 1})
+
+
+async def test_many_small_batches_get_through_however_often_a_write_fails(project):
+    landing = await prepared(project)
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    breaks = Breaking(None)
+    breaks.chance = random.Random(seed)
+    values = framed(landing.schemas, EVENT, raw_batch(landing.schemas, EVENT, 600))
+    async with landing.running(breaks), started(KafkaWriter(landing.cluster)) as writer:
+        for start in range(0, 600, 10):
+            await writer.send(landing.raw, start // 10 % 2, values[start : start + 10])
+        async with asyncio.timeout(DEADLINE_S):
+            while len(set(positions(await landing.curated()))) < 600:  # noqa: ASYNC110 (a broker's topic)
+                await asyncio.sleep(0.05)
+    ends = {0: 0, 1: 0}
+    for record in await landing.stats():
+        ends[record["raw_partition"]] = max(ends[record["raw_partition"]], record["next_offset"])
+        assert {c["outcome"] for c in record["counts"]} == {"passed"}
+    assert ends == {0: 300, 1: 300}
 
 
 async def test_two_instances_share_the_partitions_and_one_that_ends_is_replaced(project):
