@@ -77,7 +77,7 @@ class Spool:
         self._calls: list[_Call] = []
         self._settlements: list[tuple[Settlement, Future[None]]] = []
         self._weight = 0  # of the queue
-        self._company = False  # whether the last commit served several producers
+        self._company = 0  # how many the last commit served
         self._untidy = True
         self._closing = False
         self._listeners: tuple[Callable[[], None], ...] = ()
@@ -114,7 +114,7 @@ class Spool:
             self._queue.append(submission)
             self._weight += submission.weight
             self._work.notify()
-            if self._weight >= self._settings.commit_events_max:
+            if self._has_enough():
                 self._enough.notify()
         return submission.future
 
@@ -194,12 +194,19 @@ class Spool:
                 if not self._work.wait(IDLE_S if self._untidy else None):
                     return _Work([], [_Call(self._tidy)], [])
             wait_s = self._settings.commit_wait_ms / 1000
-            if self._queue and self._company and wait_s and not self._closing:
-                full = self._settings.commit_events_max
-                self._enough.wait_for(lambda: self._closing or self._weight >= full, wait_s)
+            if self._queue and self._company > 1 and wait_s:
+                self._enough.wait_for(self._has_enough, wait_s)
             work = _Work(self._gather(), [c for c in self._calls if _begin(c.future)], self._settlements)
             self._calls, self._settlements = [], []
             return work
+
+    def _has_enough(self) -> bool:
+        """Whether a commit need not wait for company: it is full, or as many are here as last time."""
+        return (
+            self._closing
+            or self._weight >= self._settings.commit_events_max
+            or len(self._queue) >= self._company
+        )
 
     def _gather(self) -> list[Submission]:
         """Take submissions for one commit: one, and more up to the configured size."""
@@ -230,7 +237,8 @@ class Spool:
 
     def _commit(self, work: _Work) -> None:
         started = time.perf_counter()
-        self._company = len(work.submissions) > 1
+        if work.submissions:
+            self._company = len(work.submissions)
         self._untidy = True
         group = encode_group(work.submissions, self.spool, self._file.next_sequence)
         settlements = [settlement for settlement, _ in work.settlements]

@@ -22,9 +22,10 @@ from pipeline.edge.submission import Refused
 from pipeline.errors import RecordError
 from pipeline.reasons import Reason
 
-STAMPED = ("spool", "lane", "sequence", "received_time")
+STAMPED = {"spool": "int64", "lane": "int32", "sequence": "int64", "received_time": "datetime64[us]"}
 CHUNK_BYTES = 64 << 20  # encoded at a time: offsets of an Arrow array end at 2 GiB
 CHUNK_ROWS = 65_536
+_FEW = 512  # below it even records of the largest size fit a chunk
 
 Row = tuple[Any, ...]  # values of the event's fields in order, without STAMPED
 
@@ -45,9 +46,8 @@ class EventEncoder:
     def batch(self, rows: Sequence[Row]) -> pa.RecordBatch:
         """Rows as a batch of the event's schema; the stamped columns hold zeros."""
         given = zip(*rows, strict=True)
-        zeros = np.zeros(len(rows), np.int64)
         columns = [
-            pa.array(zeros).cast(field.type) if field.name in STAMPED else pa.array(next(given), field.type)
+            not_stamped(field.name, len(rows)) if field.name in STAMPED else pa.array(next(given), field.type)
             for field in self.arrow
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.arrow)
@@ -55,7 +55,9 @@ class EventEncoder:
     def encode(self, parts: Sequence[pa.RecordBatch | Row], stamp: Stamp) -> list[Block]:
         """Blocks of all rows, numbered in order. Raises Refused for parts with a record above the limit."""
         whole = self._join(parts)
-        rows_max = max(1, min(CHUNK_ROWS, CHUNK_BYTES * len(whole) // max(1, whole.nbytes)))
+        rows_max = len(whole)
+        if rows_max > _FEW:
+            rows_max = max(1, min(CHUNK_ROWS, CHUNK_BYTES * rows_max // max(1, whole.nbytes)))
         blocks: list[Block] = []
         for start in range(0, len(whole), rows_max):
             chunk = whole.slice(start, rows_max)
@@ -81,7 +83,7 @@ class EventEncoder:
             "received_time": np.full(count, stamp.received_us, np.int64).view("datetime64[us]"),
         }
         columns = [
-            pa.array(given[field.name], field.type) if field.name in given else column
+            pa.array(given[field.name]) if field.name in given else column
             for field, column in zip(self.arrow, batch.columns, strict=True)
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.arrow)
@@ -121,6 +123,11 @@ class EventEncoder:
                     stamp.lane, region, self.event, partition, first + int(order[a]),
                     first + int(order[b - 1]), stamp.received_us // 1000, values.slice(a, b - a),
                 )  # fmt: skip
+
+
+def not_stamped(name: str, count: int) -> pa.Array:
+    """What stands in a stamped column until the spool has given sequences."""
+    return pa.array(np.zeros(count, STAMPED[name]))
 
 
 def _cuts(offsets: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int]]:

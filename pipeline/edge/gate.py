@@ -18,7 +18,7 @@ from pipeline.admission import compiled, micros, text
 from pipeline.checks import Checks
 from pipeline.config import LimitsConfig
 from pipeline.edge.columns import conform
-from pipeline.edge.encoder import STAMPED, EventEncoder, Row
+from pipeline.edge.encoder import STAMPED, EventEncoder, Row, not_stamped
 from pipeline.edge.routes import Routes
 from pipeline.errors import RecordError
 from pipeline.events import EventType
@@ -135,7 +135,7 @@ class Gate:
         columns = []
         for field in self.event.arrow:
             if field.name in STAMPED:
-                columns.append(pa.array(np.zeros(len(given), np.int64)).cast(field.type))
+                columns.append(not_stamped(field.name, len(given)))
             elif field.name in names:
                 columns.append(conform(given.column(field.name), field))
             elif field.nullable:
