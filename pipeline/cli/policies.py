@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from pipeline.cli.output import session
+from pipeline.cli.output import Session, session
 from pipeline.errors import ConfigError
-from pipeline.policy import check_flow, derived_schemas, load_packs
+from pipeline.policy import (
+    Explanation,
+    Survey,
+    derived_schemas,
+    explain,
+    judge_all,
+    load_packs,
+    run_examples,
+    survey_packs,
+)
 from pipeline.schemas import EventType, SchemaStore, lock, source_schemas
 
 
@@ -21,6 +32,8 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(schema, name="schema")
     policy = typer.Typer(no_args_is_help=True, help="What may be where.")
     policy.command("check")(policy_check)
+    policy.command("explain")(policy_explain)
+    policy.command("test")(policy_test)
     app.add_typer(policy, name="policy")
     keys = typer.Typer(no_args_is_help=True, help="Keys of the pseudonyms.")
     keys.command("create")(keys_create)
@@ -77,48 +90,115 @@ def schema_lock(
 
 
 def policy_check(context: typer.Context) -> None:
-    """Type-check every event in every region: what each field becomes, or why nothing may start."""
+    """Type-check every event in every region: what each field becomes, and all that is denied."""
     here = session(context)
-    folder = here.config.schemas_path()
-    events = SchemaStore.load(folder).events
-    packs = load_packs(folder / "policies", events)
-    rows, faults = [], []
-    for region in packs.regions:
-        for name, event in sorted(events.items()):
-            try:
-                flow = check_flow(packs.pack(region), event, region, region)
-            except ConfigError as error:
-                faults.append(str(error))
-                continue
-            rows += [
-                {
-                    "event": name, "region": region, "field": field.name, "tags": sorted(field.tags),
-                    "operator": decision.operator.name, "result": sorted(decision.result),
-                    "source": decision.source,
-                }
-                for decision in flow.decisions for field in decision.fields
-            ]  # fmt: skip
+    flows, violations = judge_all(*_surveyed(here))
+    rows = [
+        {
+            "event": flow.event.name, "region": flow.region, "field": field.name, "tags": sorted(field.tags),
+            "operator": decision.operator.name, "result": sorted(decision.result),
+            "source": decision.source,
+        }
+        for flow in flows for decision in flow.decisions for field in decision.fields
+    ]  # fmt: skip
     if here.json:
-        here.print_json({"fields": rows, "violations": faults})
+        here.print_json({"fields": rows, "violations": [asdict(violation) for violation in violations]})
     else:
         here.print_table(
             ("event", "region", "field", "is", "operator", "becomes"),
             [
-                (
-                    r["event"],
-                    r["region"],
-                    r["field"],
-                    ", ".join(r["tags"]),
-                    r["operator"],
-                    ", ".join(r["result"]) or "-",
-                )
+                (r["event"], r["region"], r["field"], ", ".join(r["tags"]), r["operator"],
+                 ", ".join(r["result"]) or "-")
                 for r in rows
             ],
-        )
-        for fault in faults:
-            here.console.print(fault, style="red")
-    if faults:
+        )  # fmt: skip
+        for violation in violations:
+            here.console.print(violation.line, style="red", markup=False, soft_wrap=True)
+    if violations:
         raise typer.Exit(2)
+
+
+def policy_explain(
+    context: typer.Context,
+    event: Annotated[str, typer.Option(help="name of the event")],
+    field: Annotated[str, typer.Option(help="name of the field")],
+    region: Annotated[str, typer.Option(help="where it would land")],
+) -> None:
+    """What happens to a field in a region, by which rule and law; or why it is denied."""
+    here = session(context)
+    survey, events = _surveyed(here)
+    if event not in events:
+        raise ConfigError(
+            f"no such event {event!r}; there are {', '.join(sorted(events))}", operation="policy explain"
+        )
+    broken = [violation for violation in survey.violations if violation.destination in ("", region)]
+    if broken and region not in survey.packs.regions:
+        raise ConfigError(
+            "; ".join(map(str, broken)), operation="policy explain", place=f"policies/{region}.toml"
+        )
+    told = explain(survey.packs.pack(region), events[event], field)
+    if here.json:
+        faults = [asdict(violation) for violation in broken]
+        here.print_json({**asdict(told), "outcome": told.outcome, "pack_violations": faults})
+        return
+    for name, text in _told(told):
+        here.console.print(f"{name:<10} {text}", markup=False, soft_wrap=True)
+    for violation in (*told.against, *broken):
+        here.console.print(violation.line, style="red", markup=False, soft_wrap=True)
+    if told.others:
+        here.console.print(f"{told.others} more faults of {event}: see policy check", style="red")
+
+
+def policy_test(
+    context: typer.Context, region: Annotated[str | None, typer.Option(help="default: every pack")] = None
+) -> None:
+    """Run the examples of the packs: does what leaves look as their writers expect."""
+    here = session(context)
+    folder = here.config.schemas_path()
+    events = SchemaStore.load(folder).events
+    packs = load_packs(folder / "policies", events)
+    regions = packs.regions if region is None else (region,)
+    results = [result for name in regions for result in run_examples(packs.pack(name), events)]
+    failed = [result for result in results if not result.passed]
+    if here.json:
+        here.print_json([{**asdict(result), "passed": result.passed} for result in results])
+    else:
+        here.print_table(
+            ("region", "event", "example", "result"),
+            [(r.region, r.event, escape(r.name), "ok" if r.passed else "failed") for r in results],
+        )
+        for result in failed:
+            for fault in result.faults:
+                line = f"{result.region}, {result.name}: {fault}"
+                here.console.print(line, style="red", markup=False, soft_wrap=True)
+        here.console.print(f"{len(results) - len(failed)} of {len(results)} examples as expected")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _surveyed(here: Session) -> tuple[Survey, dict[str, EventType]]:
+    """The packs as they are, sound or not, and the events."""
+    folder = here.config.schemas_path()
+    events = SchemaStore.load(folder).events
+    return survey_packs(folder / "policies", events), events
+
+
+def _told(told: Explanation) -> list[tuple[str, str]]:
+    """The lines of an explanation."""
+    lines = [
+        ("field", f"{told.event}.{told.field}: {told.doc}"),
+        *(("is", f"{tag}: {meaning}") for tag, meaning in told.tags.items()),
+        ("outcome", told.outcome),
+        ("rule", f"landing.{told.rule}" if told.rule else "none"),
+        ("operator", f"{told.operator}: {told.does}" if told.operator else "none"),
+        *(("with", f"{name} = {value}") for name, value in told.parameters.items()),
+        ("effect", told.effect),
+        ("becomes", ", ".join(told.becomes)),
+        ("column", told.column or ""),
+        ("source", told.source),
+        *(("filter", f"{name}: {source}") for name, source in told.filters.items()),
+    ]
+    return [(name, text) for name, text in lines if text]
 
 
 def keys_create(

@@ -116,6 +116,27 @@ class Retention(_Strict):
         return self
 
 
+class Example(_Strict):
+    """A row, and what the region shall hold of it: ``pipeline policy test`` runs it.
+
+    ``input``: fields of the event; the rest is null or plain. ``expected``: columns and their values.
+    ``absent``: columns that must not leave. ``filtered``: the filter that drops the row instead.
+    """
+
+    name: Law
+    event: str
+    input: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
+    absent: tuple[str, ...] = ()
+    filtered: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if bool(self.expected or self.absent) == bool(self.filtered):
+            raise ValueError("say what leaves (expected, absent) or which filter drops it (filtered)")
+        return self
+
+
 class Pack(_Strict):
     """One region's policy."""
 
@@ -128,11 +149,12 @@ class Pack(_Strict):
     hierarchies: dict[Name, Hierarchy] = {}
     retention: Retention
     landing: LegRules
+    examples: tuple[Example, ...] = ()
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of the content; comments, order and layout of the file do not count."""
-        content = self.model_dump(mode="json", by_alias=True)
+        """SHA-256 (hex) of what the pack does; comments, order, layout and examples do not count."""
+        content = self.model_dump(mode="json", by_alias=True, exclude={"examples"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -188,7 +210,9 @@ def _event_faults(pack: Pack, part: EventRules, event: EventType, where: str) ->
         yield Violation(f"{where}.filters", f"two are named {twice}; their counts would be one", "rename one")
     for wanted in part.filters:
         for fault in filter_faults(wanted, event):
-            yield Violation(where, fault, rule=f"{where}.filters", source=wanted.source)
+            yield Violation(
+                where, fault, rule=f"{where.removeprefix('landing.')}.filters", source=wanted.source
+            )
 
 
 def _tag_faults(tags: tuple[str, ...], where: str) -> Iterator[Violation]:
@@ -199,7 +223,7 @@ def _tag_faults(tags: tuple[str, ...], where: str) -> Iterator[Violation]:
 
 def _rule_faults(rule: Rule, pack: Pack, where: str) -> Iterator[Violation]:
     def fault(problem: str, remedy: str = "") -> Violation:
-        return Violation(where, problem, remedy, rule=where, source=rule.source)
+        return Violation(where, problem, remedy, rule=where.removeprefix("landing."), source=rule.source)
 
     try:
         parameters = rule.checked_parameters
@@ -229,7 +253,7 @@ def _discharge_faults(tag: str, rule: Rule, leg: LegRules, where: str) -> Iterat
             where,
             f"{operator.name} does not discharge {tag}: it takes {', '.join(sorted(operator.takes))}",
             "choose an operator that does, or drop",
-            rule=where,
+            rule=where.removeprefix("landing."),
             source=rule.source,
         )
         return
@@ -242,7 +266,7 @@ def _discharge_faults(tag: str, rule: Rule, leg: LegRules, where: str) -> Iterat
             where,
             f"{operator.name} leaves {', '.join(left)}, which this destination may not hold",
             "use a stronger operator, or drop",
-            rule=where,
+            rule=where.removeprefix("landing."),
             source=rule.source,
         )
 
