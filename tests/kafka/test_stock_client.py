@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -36,9 +37,27 @@ class LockedRegistry(SchemaRegistryClient):
         return Schema(json.dumps(self._schemas.by_id(schema_id).schema), "AVRO")
 
 
+@dataclass(frozen=True)
+class Fed:
+    """The stack after a few seconds of a fleet in eu, and where its topics ended before."""
+
+    stack: LocalStack
+    starts: dict[str, dict[int, int]]
+
+    def topic(self, stage: str, event: str) -> str:
+        """The raw or curated topic of an event."""
+        return str(getattr(self.stack.project.topics, stage)("eu", event))
+
+
 @pytest.fixture(scope="module")
-def fed(stack: LocalStack) -> LocalStack:
-    """The stack after a few seconds of a fleet in eu."""
+def fed(stack: LocalStack) -> Fed:
+    """Some events of every type, on their way and stored."""
+    stack.settle("eu")
+    topics, events = stack.project.topics, stack.project.schemas.events
+    consumer = new_consumer(stack)
+    names = [topic for event in events for topic in (topics.raw("eu", event), topics.curated("eu", event))]
+    starts = {name: ends(consumer, name) for name in names}
+    consumer.close()
     fleet = Fleet("eu", 7, FleetSize(vehicles=20, meters=20, machines=10, cameras=5))
     now_us = time.time_ns() // 1000 - 60_000_000
     with drained_edge(stack.project, "fleet") as client:
@@ -46,22 +65,32 @@ def fed(stack: LocalStack) -> LocalStack:
             for event, batch in fleet.tick(now_us + second * 1_000_000, 1.0).items():
                 client.emit_many(event, batch)
     stack.settle("eu")
-    return stack
+    return Fed(stack, starts)
 
 
-def messages(stack: LocalStack, topic: str) -> Iterator[Message]:
-    """Everything in a topic, as a plain consumer gets it."""
-    consumer = Consumer({
+def new_consumer(stack: LocalStack) -> Consumer:
+    """A plain consumer that commits nothing."""
+    return Consumer({
         "bootstrap.servers": stack.project.broker().bootstrap, "group.id": "stock",
         "enable.auto.commit": False, "auto.offset.reset": "error",
     })  # fmt: skip
+
+
+def ends(consumer: Consumer, topic: str) -> dict[int, int]:
+    """The next offset of each partition."""
+    return {
+        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=DEADLINE_S)[1]
+        for number in consumer.list_topics(topic, timeout=DEADLINE_S).topics[topic].partitions
+    }
+
+
+def messages(fed: Fed, topic: str) -> Iterator[Message]:
+    """What the fleet added to a topic, as a plain consumer gets it."""
+    consumer, starts = new_consumer(fed.stack), fed.starts[topic]
     try:
-        ends = {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=DEADLINE_S)[1]
-            for number in consumer.list_topics(topic, timeout=DEADLINE_S).topics[topic].partitions
-        }
-        consumer.assign([TopicPartition(topic, number, 0) for number in ends])
-        left, deadline = sum(ends.values()), time.monotonic() + DEADLINE_S
+        left = sum(ends(consumer, topic).values()) - sum(starts.values())
+        consumer.assign([TopicPartition(topic, number, start) for number, start in starts.items()])
+        deadline = time.monotonic() + DEADLINE_S
         while left:
             assert time.monotonic() < deadline, f"{left} messages of {topic} did not come"
             message = consumer.poll(1.0)
@@ -73,11 +102,11 @@ def messages(stack: LocalStack, topic: str) -> Iterator[Message]:
         consumer.close()
 
 
-def ours(stack: LocalStack, values: list[bytes]) -> list[dict[str, Any]]:
+def ours(schemas: SchemaStore, values: list[bytes]) -> list[dict[str, Any]]:
     """The same records by our codec."""
     ids, bodies = unframe(pa.array(values, pa.binary()))
     assert len(set(ids.tolist())) == 1
-    batch, _, bad = stack.project.schemas.codec(int(ids[0])).decode(bodies)
+    batch, _, bad = schemas.codec(int(ids[0])).decode(bodies)
     assert not bad
     return batch.to_pylist()
 
@@ -89,23 +118,21 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", ["raw", "curated"])
 def test_confluents_deserialiser_reads_the_same_values_as_our_codec(fed, stage):
-    registry = LockedRegistry(fed.project.schemas)
+    schemas = fed.stack.project.schemas
     strategy = {"subject.name.strategy": topic_subject_name_strategy}  # the default asks the registry
-    deserialise = AvroDeserializer(registry, conf=strategy)
-    read = 0
-    for event in fed.project.schemas.events:
-        topic = getattr(fed.project.topics, stage)("eu", event)
+    deserialise = AvroDeserializer(LockedRegistry(schemas), conf=strategy)
+    for event in schemas.events:
+        topic = fed.topic(stage, event)
         values = [message.value() for message in messages(fed, topic)]
         context = SerializationContext(topic, MessageField.VALUE)
         theirs = [plain(deserialise(value, context)) for value in values]
-        assert theirs == ours(fed, values)
-        read += len(values)
-    assert read > 400
+        assert len(theirs) > 10
+        assert theirs == ours(schemas, values)
 
 
-def test_records_with_events_carry_neither_key_nor_headers(fed):
-    for event in fed.project.schemas.events:
-        for topic in (fed.project.topics.raw("eu", event), fed.project.topics.curated("eu", event)):
-            for message in messages(fed, topic):
-                assert message.key() is None
-                assert message.headers() is None
+@pytest.mark.parametrize("stage", ["raw", "curated"])
+def test_records_with_events_carry_neither_key_nor_headers(fed, stage):
+    for event in fed.stack.project.schemas.events:
+        for message in messages(fed, fed.topic(stage, event)):
+            assert message.key() is None
+            assert message.headers() is None
