@@ -34,7 +34,7 @@ TAGS: dict[str, str] = {
     "quasi": "identifies together with other fields or other people's books",
     "quasi.coarse": "a trait put into few declared groups: only a crowd in each group hides a person",
     "measurement": "a physical quantity or a count",
-    "pseudonym": "a keyed hash of an identifier: still personal data",
+    "pseudonym": "a keyed hash of an identifier, or its encryption: still personal data",
     "jurisdiction": "where the event was collected",
     "transport": "how the event travelled: spool, lane, sequence, raw position",
     "inference": "what a model concluded",

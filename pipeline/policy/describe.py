@@ -1,4 +1,4 @@
-"""The signatures as tables for people: what `docs/policies.md` shows.
+"""The signatures as tables for people: what ``docs/policies.md`` shows.
 
 Comes in: the vocabulary of tags and the table of operators. Goes out: Markdown. A test compares the page with
 it, so the page cannot drift from the code.
@@ -47,6 +47,8 @@ def _row(operator: Operator) -> tuple[str, ...]:
 def _parameter(name: str, content: Mapping[str, Any]) -> str:
     if "enum" in content:
         allowed = " " + ", ".join(map(str, content["enum"]))
+    elif {"minimum", "maximum"} <= content.keys():
+        allowed = f" {content['minimum']:g} … {content['maximum']:g}"
     else:
         allowed = "".join(f" {sign}{content[key]:g}" for key, sign in _LIMITS if key in content)
     default = f" (default {content['default']})" if "default" in content else ""
