@@ -71,7 +71,7 @@ class Gate:
     def _source(self, value: Any) -> str:
         if value is None:
             raise RecordError("a value is required", reason=Reason.FIELD_MISSING, field="source")
-        if value == "":
+        if isinstance(value, str) and not value:
             raise RecordError("expected a name, got an empty one", reason=Reason.RANGE, field="source")
         return text(value, "source")
 
@@ -91,7 +91,7 @@ class Gate:
         return moment
 
     def _jurisdiction(self, value: Any) -> str:
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value):
             raise RecordError(
                 "a value is required", reason=Reason.JURISDICTION_MISSING, field="jurisdiction",
                 remedy="ISO 3166 code of where it was collected, such as DE or US-CA",

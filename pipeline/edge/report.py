@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.codec import encode_control
+from pipeline.control_records import encode_control
 from pipeline.edge.forwarder import RegionWriter
 from pipeline.edge.ledger import LaneLedger
 from pipeline.schemas import SchemaStore

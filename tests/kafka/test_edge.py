@@ -45,9 +45,7 @@ class Edge:
         report = EdgeReport("agent", LANES, schemas(), self.topics)
         writers = {"eu": KafkaWriter(self.cluster)}
         stop = asyncio.Event()
-        task = asyncio.create_task(
-            Forwarder(self.spool, writers, self.topics, EDGE, report=report).run(stop)
-        )
+        task = asyncio.create_task(Forwarder(self.spool, writers, self.topics, EDGE, report=report).run(stop))
         try:
             yield
         finally:

@@ -9,12 +9,14 @@ import time
 
 import pyarrow as pa
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
-from pipeline.codec import decode_control
 from pipeline.config import Config
+from pipeline.control_records import decode_control
 from pipeline.edge.forwarder import Forwarder
 from pipeline.edge.report import EdgeReport
 from pipeline.errors import ConfigError, RecordError, StoreCorrupt, TransientError
+from pipeline.metrics import EdgeMetrics
 from pipeline.topics import Topics
 from tests.edge_world import (
     LANES,
@@ -282,6 +284,28 @@ async def test_the_ledger_is_published_when_it_changed(spool):
     assert key == f"{spool.spool}:1".encode()
     assert (record["edge"], record["lane_name"], record["accepted"]) == ("agent 1", "normal", 7)
     assert record["accepted"] == record["forwarded"] + record["evicted"] + record["pending"]
+
+
+async def test_what_is_taken_waits_and_leaves_shows_in_the_metrics(tmp_path):
+    registry, broker = CollectorRegistry(), MemoryBroker()
+    metrics = EdgeMetrics(registry)
+    with open_spool(tmp_path / "spool.sqlite", metrics) as spool:
+        put(spool, PlainEncoder(), rows(7)).result(10)
+        spool.losses().result(10)  # the commit's turn is over
+        page = generate_latest(registry).decode()
+        assert 'accepted_events_total{event="plain",region="eu"} 7.0' in page
+        assert 'spooled_events{lane="normal"} 7.0' in page
+        forwarder = Forwarder(spool, {"eu": broker}, TOPICS, EDGE, metrics)
+        stop = asyncio.Event()
+        task = asyncio.create_task(forwarder.run(stop))
+        await until(lambda: nothing_pending(spool))
+        stop.set()
+        await asyncio.wait_for(task, 10)
+    page = generate_latest(registry).decode()
+    assert 'forwarded_events_total{event="plain",region="eu"} 7.0' in page
+    assert 'spooled_events{lane="normal"} 0.0' in page
+    assert "pipeline_edge_spool_bytes 0.0" in page
+    assert "pipeline_edge_commit_seconds_count 2.0" in page
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("SEEDS", "12"))))

@@ -204,6 +204,16 @@ def test_without_room_new_events_are_refused_and_settlements_go_on(path):
         assert put(spool, encoder, [b"0" * 90_000]).result(10).first_sequence == 3
 
 
+def test_a_nearly_full_disk_refuses_before_it_is_full(spool, monkeypatch):
+    put(spool, PlainEncoder(), [b"0"]).result(10)
+    monkeypatch.setattr("pipeline.edge.spool.FREE_BYTES_MIN", 1 << 60)
+    with pytest.raises(TransientError, match="no room"):
+        put(spool, PlainEncoder(), [b"0"]).result(10)
+    (block,) = stored(spool)
+    spool.settle(Settlement("eu", 1, block.identity)).result(10)
+    assert spool.ledger()[0].pending == 0
+
+
 def test_listeners_hear_of_new_events_until_they_are_forgotten(spool):
     heard = threading.Event()
     forget = spool.on_commit(heard.set)
