@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.policy.operators.signature import Context, Operator, Parameters, Tags
 
 UNIT_US = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+_NO_TIME = np.iinfo(np.int64).min  # numpy takes it for "not a time" and would hand it on
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 _WEEKDAY_OF_DAY_ZERO = 3  # 1970-01-01 was a Thursday, Monday is 0
 _COARSE_TIME_US = UNIT_US["hour"]  # the vocabulary's meaning of time.coarse
@@ -48,7 +49,9 @@ def _generalise_date(columns: Sequence[pa.Array], parameters: DateParameters, co
     numbers = np.asarray(column.cast(pa.int32() if unit == "D" else pa.int64()).fill_null(0)).astype(np.int64)
     days = _first_day(numbers.view(f"datetime64[{unit}]"), parameters.to)
     first = days.astype("datetime64[D]").astype(f"datetime64[{unit}]").astype(np.int64)
-    whole = pa.array(first.astype(np.int32) if unit == "D" else first).cast(column.type)
+    if np.any(first > numbers) or np.any(numbers == _NO_TIME):
+        raise ValueError("a moment too far away for the calendar")  # arithmetic on it would wrap around
+    whole = pa.array(first).cast(pa.int32() if unit == "D" else pa.int64()).cast(column.type)
     return pc.if_else(pc.is_valid(column), whole, None) if column.null_count else whole
 
 

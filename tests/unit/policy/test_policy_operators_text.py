@@ -204,6 +204,20 @@ def test_a_date_becomes_the_first_day_of_its_unit(days, to, lead):
     assert found.to_pylist() == [None if day is None else first_day(day, to) for day in days]
 
 
+@pytest.mark.parametrize("to", ["week", "month", "quarter", "year"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([-(2**63)], pa.timestamp("us")),
+        pa.array([-(2**63) + 1], pa.timestamp("us")),
+        pa.array([-(2**31)], pa.int32()).cast(pa.date32()),
+    ],
+)
+def test_a_moment_beyond_the_calendar_stops_and_does_not_wrap(column, to):
+    with pytest.raises((ValueError, pa.ArrowInvalid)):
+        run("generalise_date", [column], to=to)
+
+
 @pytest.mark.parametrize(
     ("to", "tag", "gives"),
     [
