@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 _HIDDEN = "\0"  # stands where something was found; in no pattern
-_GAP = r"[ \u00a0\u2009\u202f./\u2010-\u2015-]"  # what people put between digits
+_GAP = r"[ \u00a0\u2009\u200b-\u200d\u202f\u2060\ufeff./\u2010-\u2015-]"  # between digits, also unseen
 _CARD_DIGITS = range(12, 20)
 # Length of an IBAN per country (the registry of ISO 13616).
 _IBAN_LENGTHS = {

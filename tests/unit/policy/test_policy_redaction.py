@@ -36,6 +36,8 @@ LABELS = {"email": "EMAIL_ADDRESS", "iban": "IBAN_CODE", "card": "CREDIT_CARD", 
             "parked: B-AB 1234, AA-123-BB, BRA2E19 and 7ABC123",
             "parked: [plate], [plate], [plate] and [plate]",
         ),
+        ("0171\u200b2345\u200b678", "[phone]"),
+        ("٠١٧١ ٢٣٤٥٦٧٨", "[phone]"),
         ("a@b.example, +1-984-182-0190", "[email], [phone]"),
     ],
 )
