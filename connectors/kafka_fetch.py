@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 OutOfRange = Literal["stop", "earliest"]
 _PIECES_MAX = 2  # one being worked on by the caller, one read ahead
 _RESPONSE_PARTITIONS = 8  # a response holds at most this many partitions' worth of bytes
+_SMALL_BYTES = 262_144  # of an answer
 _SHORT_POLL_MS = 10  # while a partition with a full buffer waits for its turn behind this poll
 _SUSPECT_MAX = 5  # answers in a row that hold bytes but no whole batch, or a corrupt one
 
@@ -48,6 +49,7 @@ class FetchLimits:
 
     partition_bytes_max: int
     wait_max_ms: int
+    linger_ms: float = 0.0
 
 
 @dataclass
@@ -199,7 +201,7 @@ class RawFetch:
             await self._client.refresh()
             return
         self._node_failures.pop(node, None)
-        stale = False
+        stale, arrived = False, 0
         for topic, rows in response.topics:
             for number, code, _, *rest in rows:
                 partition = (topic, number)
@@ -210,8 +212,13 @@ class RawFetch:
                     stale = await self._failed(partition, lane, code) or stale
                 else:
                     self._arrived(partition, lane, rest[-1] or b"")
+                    arrived += len(rest[-1] or b"")
         if stale:
             await self._client.refresh()
+        elif 0 < arrived < _SMALL_BYTES:
+            # What came is handed out already. The next answer gathers for a moment: one of 100 records
+            # costs the stages behind nearly as much as one that holds 10,000.
+            await asyncio.sleep(self._limits.linger_ms / 1000)
 
     def _request(self, node: int, asked: dict[Partition, Lane]) -> FetchRequest:
         """Partitions take turns at the front: only the first with data may exceed its byte limit (KIP-74)."""

@@ -90,7 +90,9 @@ class KafkaReader:
         self._joined = not options.raw
         self._source: Source
         if options.raw:
-            limits_ = FetchLimits(options.fetch.fetch_bytes_max, options.fetch.fetch_wait_max_ms)
+            limits_ = FetchLimits(
+                options.fetch.fetch_bytes_max, options.fetch.fetch_wait_max_ms, options.fetch.fetch_linger_ms
+            )
             self._source = RawSource(cluster, limits_, limits.batch_decompressed_bytes_max)
         else:
             self._source = PublicSource(self._member)

@@ -26,6 +26,7 @@ def main() -> int:
     unknown = sorted(set(options.parts) - set(Bench.PARTS))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
+    sys.setswitchinterval(0.0005)
     progress = Console(stderr=True, style="dim", highlight=False)
     shutil.rmtree(STATE, ignore_errors=True)
     try:

@@ -70,6 +70,7 @@ class EdgeConfig(_Strict):
     commit_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 2.0  # how long a commit waits for company
     commit_events_max: Annotated[int, Field(ge=1)] = 50_000
     forward_bytes_max: Annotated[int, Field(ge=4096)] = 4_194_304  # one forward step per lane
+    forward_linger_ms: Annotated[float, Field(ge=0, le=1000)] = 10.0  # a small step lets company gather
     backoff_min_s: Annotated[float, Field(gt=0)] = 0.1
     backoff_max_s: Annotated[float, Field(gt=0)] = 5.0
     queue_events_max: Annotated[int, Field(ge=1)] = (
@@ -96,6 +97,7 @@ class ProcessorConfig(_Strict):
 
     fetch_bytes_max: Annotated[int, Field(ge=65_536)] = 1_048_576  # per partition and fetch
     fetch_wait_max_ms: Annotated[int, Field(ge=1)] = 100
+    fetch_linger_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0  # between small fetches, so batches form
     session_timeout_s: Annotated[float, Field(ge=6)] = 15.0
 
 

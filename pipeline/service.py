@@ -240,7 +240,11 @@ async def run_store(project: Project, region: str, role: Role) -> None:
     plan = StorePlan(region, events, project.topics, project.door(region), config.flush)
     lake = Lake(config.store_path(region), region)
     try:
-        reader = KafkaReader(cluster, f"{config.topic_prefix}{region}.store", config.limits)
+        # Rows wait for a flush anyway: fewer, larger fetches.
+        fetch = config.processor.model_copy(update={"fetch_linger_ms": min(200.0, config.flush.age_s * 100)})
+        reader = KafkaReader(
+            cluster, f"{config.topic_prefix}{region}.store", config.limits, ReaderOptions(fetch)
+        )
         async with started(KafkaAdmin(cluster)) as admin, started(reader):
             await admin.ensure_topics(project.topic_specs(region))
             ports = StorePorts(lake, reader, admin, StoreMetrics(registry, region))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Annotated
 
 import typer
@@ -44,4 +45,5 @@ def _run(context: typer.Context, role: str, region: str, port: int, runner: Runn
     logging.getLogger("pipeline").setLevel(logging.INFO)
     host = here.config.metrics_host
     this = Role(role_name(role, region), ready_file(here.project, role, region), host, port)
+    sys.setswitchinterval(0.0005)
     asyncio.run(runner(here.project, region, this))

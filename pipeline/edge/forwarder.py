@@ -37,6 +37,7 @@ from pipeline.topics import Topics
 log = logging.getLogger(__name__)
 
 FAIR_TURN = 8  # every so many steps the lane that waited longest goes first, so that none starves
+LINGER_BELOW = 2_000  # events of a region; with more there is company enough
 REPORT_S = 5.0  # how often a changed ledger is published
 
 
@@ -218,6 +219,8 @@ class _Line:
                     lane = self._next_lane()
                     if lane is not None:
                         await lane.advance()
+                        if self._few_wait():
+                            await _within(self._way.settings.forward_linger_ms / 1000, stop)
                     await self._publish()
                     if lane is None and not stop.is_set():
                         await self._wait()
@@ -241,6 +244,10 @@ class _Line:
         """Lanes with something to send, by priority."""
         waiting = {c.lane for c in self._way.spool.ledger() if c.region == self.region and c.pending > 0}
         return [lane for lane in self._lanes if lane.held or lane.number in waiting]
+
+    def _few_wait(self) -> bool:
+        """Whether the next step gains from waiting for company: its cost is per step, not per event."""
+        return sum(counts.pending for counts in self._ledgers()) < LINGER_BELOW
 
     def _next_lane(self) -> _Lane | None:
         now = time.monotonic()
