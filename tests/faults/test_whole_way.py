@@ -19,7 +19,7 @@ from tests.faults.verdict import judge
 from tests.whole_way import Setting, Way
 
 EVENTS = int(os.environ.get("EVENTS", "200000"))
-FLOW_S = float(os.environ.get("FLOW_S", "45"))
+FLOW_S = float(os.environ.get("FLOW_S", "40"))
 REST_S = 180.0
 
 
