@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EDGE, BROKER, PROCESSOR, STORE, ZOMBIE, FOREIGN = "edge", "broker", "processor", "store", "zombie", "foreign"
-KILLS = {EDGE: 6, BROKER: 2, PROCESSOR: 2, STORE: 3, ZOMBIE: 1, FOREIGN: 3}
+KILLS = {EDGE: 6, BROKER: 2, PROCESSOR: 2, STORE: 3, ZOMBIE: 2, FOREIGN: 3}
 PAUSE_MAX_S = {EDGE: 1.5, BROKER: 3.0, PROCESSOR: 1.5, STORE: 1.5, ZOMBIE: 1.0, FOREIGN: 0.0}
 LINES = {ZOMBIE: PROCESSOR}  # both decide which processors run, so they take turns
 
