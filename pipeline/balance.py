@@ -2,11 +2,11 @@
 
 Comes in: the spools' ledgers, the store's totals, the topics' ends. Goes out: a :class:`BalanceReport`. Pure.
 
-**P1, nothing lost.** ``accepted = stored + filtered + quarantined + evicted + pending``, where pending is
+**P1, nothing lost.** ``accepted + foreign = stored + filtered + quarantined + evicted + pending``; pending is
 in a spool, in the raw topic, or passed and not stored yet. Per raw partition the store knows ``accounted``:
 below it every position has one fate. So, over all partitions of the region::
 
-    arrived  = passed + filtered + quarantined          (repeats are the same events again)
+    arrived  = passed + filtered + quarantined − foreign (repeats are the same events again)
     in_kafka = end of the raw topic − accounted         (events and perhaps repeats, not accounted for yet)
     lost     = forwarded − arrived − in_kafka           when that is above 0
 
@@ -16,11 +16,10 @@ meanwhile, but only such that arrived + in_kafka grows: a positive difference is
 pipeline runs.
 
 **Nothing too much** needs the ledgers once more, *after* the store: an event must be accepted before it is
-stored, so ``arrived − accepted`` above 0 is a surplus. Records of producers without a spool are a surplus
-too, and nothing in a raw record's account tells them from doubled ones: say ``foreign_allowed`` where there
-are such producers, and the surplus is reported as theirs (it could hide as many losses: keep them in a
-region of their own). An event that was evicted while its acknowledgement was on the way counts as evicted
-and arrived: a surplus of up to ``evicted`` is explained by that.
+stored, so ``arrived − accepted`` above 0 is a surplus: doubled events. Records that no spool sent (another
+producer's, or bytes that are no event) are no ledger's; the account counts them apart, and they are not in
+``arrived`` here. An event that was evicted while its acknowledgement was on the way counts as evicted and
+arrived: a surplus of up to ``evicted`` is explained by that.
 
 **P2, once.** Of one snapshot of the store: rows below ``accounted`` against ``passed``, per partition, and
 all rows against the sum of what the commits say they added. More rows than passed are doubled rows, always.
@@ -65,6 +64,7 @@ class AccountTotals:
     filtered: int
     quarantined: int
     repeats: int
+    foreign: int = 0  # among the first three: no spool sent them
 
     @property
     def arrived(self) -> int:
@@ -133,7 +133,7 @@ class Ledgers:
 class BalanceReport:
     """Where the accepted events of a region are. All counts are events, except ``repeats`` and ``unread``.
 
-    ``on_the_way``: passed, not stored yet. ``surplus``: arrived beyond what was accepted. ``holes``: raw
+    ``foreign``: arrived without a spool's identity, so no ledger accepted them. ``on_the_way``: passed, not stored yet. ``surplus``: arrived beyond what was accepted. ``holes``: raw
     positions without a record. ``unread``: curated and stats records the store has not read. ``findings``:
     what is off.
     """
@@ -141,6 +141,7 @@ class BalanceReport:
     region: str
     snapshot: int
     accepted: int
+    foreign: int
     stored: int
     filtered: int
     quarantined: int
@@ -167,9 +168,10 @@ class BalanceReport:
         return self.in_spool + self.in_kafka + self.on_the_way
 
     def rows(self) -> list[tuple[str, int]]:
-        """The equation, line by line: the first is the sum of the others when the status is balanced."""
+        """The equation, line by line: the first two are the sum of the others when it is balanced."""
         return [
             ("accepted", self.accepted),
+            ("without a spool", self.foreign),
             ("stored", self.stored),
             ("filtered", self.filtered),
             ("quarantined", self.quarantined),
@@ -181,7 +183,7 @@ class BalanceReport:
         ]
 
 
-def balance(evidence: Evidence, *, settled: bool = False, foreign_allowed: bool = False) -> BalanceReport:
+def balance(evidence: Evidence, *, settled: bool = False) -> BalanceReport:
     """Weigh the evidence of one region.
 
     ``settled``: nothing has moved for longer than a flush and a processor's takeover take, so what is still
@@ -193,7 +195,8 @@ def balance(evidence: Evidence, *, settled: bool = False, foreign_allowed: bool 
     before = Ledgers.of(evidence.before, store.region)
     after = before if evidence.after is None else Ledgers.of(evidence.after, store.region)
     accounts = store.accounts.values()
-    arrived = sum(a.arrived for a in accounts)
+    foreign = sum(a.foreign for a in accounts)
+    arrived = sum(a.arrived for a in accounts) - foreign
     in_kafka = _in_kafka(evidence, findings)
     on_the_way = _check_rows(store, settled, findings)
     _check_ledgers(before, after, findings)
@@ -205,11 +208,12 @@ def balance(evidence: Evidence, *, settled: bool = False, foreign_allowed: bool 
     surplus = max(0, arrived - after.accepted)
     if quiet and in_kafka == 0 and after.pending == 0:
         surplus = max(0, arrived - after.forwarded)
-    _judge_surplus(surplus, after, foreign_allowed, evidence.after is not None, (findings, remarks))
+    _judge_surplus(surplus, after, evidence.after is not None, (findings, remarks))
     ahead = sum(rows.ahead for rows in store.rows.values())  # stored before their account was read
     open_ends = in_kafka > 0 or after.pending > 0 or on_the_way > 0 or not quiet
     return BalanceReport(
         region=store.region, snapshot=store.snapshot, accepted=after.accepted,
+        foreign=foreign,
         stored=ahead + sum(rows.below for rows in store.rows.values()),
         filtered=sum(a.filtered for a in accounts), quarantined=sum(a.quarantined for a in accounts),
         evicted=after.evicted, in_spool=after.pending, in_kafka=max(0, in_kafka - ahead),
@@ -265,9 +269,7 @@ def _check_ledgers(before: Ledgers, after: Ledgers, findings: list[str]) -> None
         findings.append("contradiction: a spool's counters went back while they were read")
 
 
-def _judge_surplus(
-    surplus: int, after: Ledgers, foreign_allowed: bool, read_twice: bool, out: tuple[list[str], list[str]]
-) -> None:
+def _judge_surplus(surplus: int, after: Ledgers, read_twice: bool, out: tuple[list[str], list[str]]) -> None:
     findings, remarks = out
     if surplus == 0:
         return
@@ -275,12 +277,10 @@ def _judge_surplus(
         remarks.append(
             f"{surplus} events more than accepted: read the ledgers again after the store to judge"
         )
-    elif foreign_allowed:
-        remarks.append(f"{surplus} events came from producers without a spool")
     elif surplus <= after.evicted:
         remarks.append(f"{surplus} evicted events had been delivered after all")
     else:
-        findings.append(f"doubled or foreign: {surplus} events beyond those accepted")
+        findings.append(f"doubled: {surplus} events beyond those accepted")
 
 
 def _unread(evidence: Evidence) -> int:

@@ -37,12 +37,10 @@ async def weigh(
     *,
     settled: bool = False,
     distinct: bool = False,
-    foreign_allowed: bool = False,
 ) -> BalanceReport:
     """The balance of one region now. Raises ConfigError (no store yet), TransientError (broker away).
 
-    ``distinct`` also counts distinct raw positions in the store, which reads every row. ``foreign_allowed``:
-    producers without a spool write the raw topics too, so a surplus is theirs (:mod:`pipeline.balance`).
+    ``distinct`` also counts distinct raw positions in the store, which reads every row.
     """
     topics, events = project.topics, project.schemas.events
     raw = {topics.raw(region, event) for event in events}
@@ -55,11 +53,11 @@ async def weigh(
         there = await admin.topic_ids(sorted(raw | others))
         ends = await admin.end_offsets([(name, number) for name in there for number in range(count)])
     evidence = Evidence(before, store, ends, frozenset(raw), ledgers(project))
-    return balance(evidence, settled=settled, foreign_allowed=foreign_allowed)
+    return balance(evidence, settled=settled)
 
 
 async def weigh_settled(
-    project: Project, region: str, wait_s: float, *, distinct: bool = False, foreign_allowed: bool = False
+    project: Project, region: str, wait_s: float, *, distinct: bool = False
 ) -> BalanceReport:
     """The balance once everything has come to rest, at the latest after ``wait_s``; else as :func:`weigh`.
 
@@ -72,9 +70,7 @@ async def weigh_settled(
         now = time.monotonic()
         try:
             settled = now - still_since > SETTLED_AFTER_S
-            report = await weigh(
-                project, region, settled=settled, distinct=distinct, foreign_allowed=foreign_allowed
-            )
+            report = await weigh(project, region, settled=settled, distinct=distinct)
         except PipelineError:
             if now > deadline:
                 raise

@@ -11,7 +11,7 @@ from pipeline.store.account import RawPartition
 
 _ACCOUNTS = """
     SELECT raw_topic, raw_topic_id, raw_partition, any_value(event), max(next_accounted),
-           sum(passed), sum(filtered), sum(quarantined), sum(repeats)
+           sum(passed), sum(filtered), sum(quarantined), sum(repeats), sum(foreign_records)
     FROM lake.main._account WHERE raw_topic IS NOT NULL GROUP BY raw_topic, raw_topic_id, raw_partition
 """
 _COMMITTED = "SELECT event, sum(row_count) FROM lake.main._account WHERE kind = 'rows' GROUP BY event"
@@ -32,10 +32,10 @@ def read_totals(connection: Connection, region: str, distinct: bool) -> StoreTot
         snapshot = connection.execute("SELECT id FROM ducklake_current_snapshot('lake')").fetchall()[0][0]
         accounts = {
             RawPartition(*key): AccountTotals(event, *map(int, counts))
-            for *key, event, end, passed, filtered, quarantined, repeats in connection.execute(
+            for *key, event, end, passed, filtered, quarantined, repeats, foreign in connection.execute(
                 _ACCOUNTS
             ).fetchall()
-            for counts in [(end, passed, filtered, quarantined, repeats)]
+            for counts in [(end, passed, filtered, quarantined, repeats, foreign)]
         }
         committed = {event: int(n) for event, n in connection.execute(_COMMITTED).fetchall()}
         rows = {

@@ -53,9 +53,9 @@ class Verdict:
         return f"{self.report.status}: {figures}; repeats {self.report.repeats}; findings {self.findings}"
 
 
-async def judge(way: Way, within_s: float, *, foreign_allowed: bool = False) -> Verdict:
+async def judge(way: Way, within_s: float) -> Verdict:
     """Wait until everything has come to rest, then compare the witnesses."""
-    report = await at_rest(way, within_s, foreign_allowed=foreign_allowed)
+    report = await at_rest(way, within_s)
     findings = list(report.findings)
     if report.status != BALANCED:
         findings.append(f"the balance is {report.status}: {report.rows()}")
@@ -68,14 +68,12 @@ async def judge(way: Way, within_s: float, *, foreign_allowed: bool = False) -> 
     return Verdict(report, raw, tuple(findings))
 
 
-async def at_rest(way: Way, within_s: float, *, foreign_allowed: bool = False) -> BalanceReport:
+async def at_rest(way: Way, within_s: float) -> BalanceReport:
     """The balance when the store has read all there is: a late repeat would double only then."""
     deadline = time.monotonic() + within_s
     while True:
         left_s = max(0.0, deadline - time.monotonic())
-        report = await weigh_settled(
-            way.project, REGION, left_s, distinct=True, foreign_allowed=foreign_allowed
-        )
+        report = await weigh_settled(way.project, REGION, left_s, distinct=True)
         if report.unread == 0 or not report.ok or left_s == 0:
             return report
         await asyncio.sleep(POLL_S)
@@ -83,7 +81,7 @@ async def at_rest(way: Way, within_s: float, *, foreign_allowed: bool = False) -
 
 async def weigh_now(way: Way) -> tuple[str, ...]:
     """Findings while everything moves: a balance may be open then, it must never be off."""
-    return (await weigh(way.project, REGION, foreign_allowed=True)).findings
+    return (await weigh(way.project, REGION)).findings
 
 
 def accepted_by_lane(way: Way) -> dict[str, int]:
@@ -152,7 +150,7 @@ def check_account(report: BalanceReport, raw: Raw, accepted: dict[str, int]) -> 
     )
     expected = {
         "accepted": sum(accepted.values()), "filtered": filtered, "quarantined": raw.bad,
-        "repeats": raw.repeats, "surplus": raw.bad + len(raw.foreign), "evicted": 0,
+        "repeats": raw.repeats, "foreign": raw.bad + len(raw.foreign), "surplus": 0, "evicted": 0,
         "stored": sum(accepted.values()) - filtered + len(raw.foreign),
     }  # fmt: skip
     return [
