@@ -150,7 +150,10 @@ def _put_varints(out: np.ndarray, at: np.ndarray, coded: np.ndarray, lengths: np
 
 def _lengths(column: pa.BinaryArray) -> np.ndarray:
     """Bytes per row, -1 for null."""
-    return pc.binary_length(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = pc.binary_length(column)
+    if column.null_count:
+        lengths = lengths.fill_null(-1)
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _flat_bytes(column: pa.BinaryArray) -> bytes:

@@ -133,9 +133,9 @@ class Ledgers:
 class BalanceReport:
     """Where the accepted events of a region are. All counts are events, except ``repeats`` and ``unread``.
 
-    ``foreign``: arrived without a spool's identity, so no ledger accepted them. ``on_the_way``: passed, not stored yet. ``surplus``: arrived beyond what was accepted. ``holes``: raw
-    positions without a record. ``unread``: curated and stats records the store has not read. ``findings``:
-    what is off.
+    ``foreign``: arrived without a spool's identity, so no ledger accepted them. ``on_the_way``: passed, not
+    stored yet. ``surplus``: arrived beyond what was accepted. ``holes``: raw positions without a record.
+    ``unread``: curated and stats records the store has not read. ``findings``: what is off.
     """
 
     region: str

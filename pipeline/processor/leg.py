@@ -110,7 +110,8 @@ class Leg:
     def _decode(self, records: Records, outcomes: Outcomes) -> tuple[pa.RecordBatch, np.ndarray]:
         """The readable rows as one batch of the newest schema, and their rows in ``records``."""
         values = records.values
-        sizes = pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+        sizes = pc.binary_length(values.fill_null(b"") if values.null_count else values)
+        sizes = sizes.to_numpy(zero_copy_only=False)
         rows = np.arange(len(values))
         if len(sizes) and sizes.max() > self.record_bytes_max:
             outcomes.mark(rows[sizes > self.record_bytes_max], QUARANTINED, Reason.OVERSIZE)
