@@ -52,6 +52,8 @@ class Codec:
             }
         )
         self._frame = pa.scalar(frame(locked.id), pa.binary())
+        none = [pa.array([], field.type) for field in self.arrow]
+        self._empty = pa.RecordBatch.from_arrays(none, schema=self.arrow)
         self._canonical = canonicaliser(locked.schema)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
@@ -77,13 +79,13 @@ class Codec:
         they are: run the checks before converting them.
         """
         if len(bodies) == 0:
-            return self._empty(), np.zeros(0, np.int64), {}
+            return self._empty, np.zeros(0, np.int64), {}
         if bodies.null_count:
             bodies = bodies.fill_null(b"")
         proof = _Proof(np.arange(len(bodies), dtype=np.int64))
         self._prove(bodies, proof)
         self._read_singly(bodies, proof)
-        batch, rows = proof.result(self._empty())
+        batch, rows = proof.result(self._empty)
         batch, rows, invalid = _without_invalid_text(batch, rows)
         proof.bad.update(dict.fromkeys(invalid, Reason.UTF8))
         return batch, rows, dict(sorted(proof.bad.items()))
@@ -151,9 +153,6 @@ class Codec:
         except BaseException as error:
             _only_decoder_faults(error)
             return None
-
-    def _empty(self) -> pa.RecordBatch:
-        return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self.arrow], schema=self.arrow)
 
     def _misfit(self, problem: str) -> ConfigError:
         return ConfigError(problem, operation="encode", place=f"{self.locked.subject} (id {self.locked.id})")

@@ -97,7 +97,7 @@ class ProcessorConfig(_Strict):
 
     fetch_bytes_max: Annotated[int, Field(ge=65_536)] = 1_048_576  # per partition and fetch
     fetch_wait_max_ms: Annotated[int, Field(ge=1)] = 100
-    fetch_linger_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0  # between small fetches, so batches form
+    fetch_linger_ms: Annotated[float, Field(ge=0, le=1000)] = 35.0  # between small fetches, so batches form
     session_timeout_s: Annotated[float, Field(ge=6)] = 15.0
 
 
