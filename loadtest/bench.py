@@ -195,7 +195,7 @@ class Bench:
             seen = len(consumer.consume(1, timeout=30))
             begin = time.perf_counter()
             while seen < count:
-                seen += len(consumer.consume(10_000, timeout=5))
+                seen += len(consumer.consume(min(10_000, count - seen), timeout=5))
             return (seen - 1) / (time.perf_counter() - begin)
         finally:
             consumer.close()
