@@ -27,8 +27,7 @@ from pipeline.policy import curated_subject
 from pipeline.service import Project, started
 from pipeline.stack import Stack
 
-EVENT, NUMBER = "vehicle_telemetry", "heading_deg"  # kept by every policy; holds the number times STEP
-STEP = 1e-5
+EVENT, NUMBER = "machine_reading", "cycle"
 TICK_S = 0.02
 Line = tuple[str, float, str, float | None, float | None]
 
@@ -72,7 +71,7 @@ def measure_latency(
 
 def offer(client: EdgeClient, region: str, per_tick: int, due: np.ndarray) -> None:
     """Hand over ``per_tick`` events every tick, on schedule; fills ``due`` with each event's due time."""
-    fleet = Fleet(region, 3, FleetSize(vehicles=per_tick, meters=1, machines=1, cameras=1))
+    fleet = Fleet(region, 3, FleetSize(vehicles=1, meters=1, machines=per_tick, cameras=1))
     rows = fleet.tick(time.time_ns() // 1000, 1.0)[EVENT].slice(0, per_tick)
     index = rows.schema.get_field_index(NUMBER)
     begin = time.time()
@@ -81,9 +80,9 @@ def offer(client: EdgeClient, region: str, per_tick: int, due: np.ndarray) -> No
         wait = when - time.time()
         if wait > 0:
             time.sleep(wait)
-        numbers = np.arange(tick * per_tick, (tick + 1) * per_tick)
+        numbers = np.arange(tick * per_tick, (tick + 1) * per_tick, dtype=np.int32)
         due[numbers] = when
-        column = pa.array(numbers * STEP, rows.schema.field(index).type)
+        column = pa.array(numbers, rows.schema.field(index).type)
         client.submit_many(EVENT, rows.set_column(index, rows.schema.field(index), column))
 
 
@@ -98,7 +97,7 @@ async def watch_curated(project: Project, region: str, arrived: np.ndarray, over
             for fetched in await reader.fetch(0.2):
                 now = time.time()
                 batch, _, _ = codec.decode(unframe(fetched.values)[1])
-                numbers = np.rint(batch.column(NUMBER).to_numpy() / STEP).astype(np.int64)
+                numbers = batch.column(NUMBER).to_numpy()
                 arrived[numbers[np.isnan(arrived[numbers])]] = now
 
 
@@ -106,6 +105,5 @@ def watch_store(project: Project, region: str, arrived: np.ndarray, over: thread
     """Ask the store again and again, as a user would, with one connection held."""
     with open_reader(project.config.store_path(region)) as lake:
         while not over.wait(0.1):
-            found = lake.query(f"SELECT {NUMBER} FROM {EVENT}").column(NUMBER).to_numpy()
-            numbers = np.rint(found / STEP).astype(np.int64)
+            numbers = lake.query(f"SELECT {NUMBER} FROM {EVENT}").column(NUMBER).to_numpy()
             arrived[numbers[np.isnan(arrived[numbers])]] = time.time()
