@@ -91,7 +91,7 @@ class EpochKeyed(ABC):
         coded = values.dictionary_encode()
         subjects = coded.dictionary.to_pylist()
         if epochs.indices is None:
-            names = self._of(subjects, purpose, domain, epoch_name(epochs.first, epochs.kind))
+            names = self.names_of(subjects, purpose, domain, epoch_name(epochs.first, epochs.kind))
             return pa.array(names, pa.string()).take(coded.indices)
         # A subject seen in two epochs needs two pseudonyms: number the pairs (epoch, subject).
         picked = np.asarray(coded.indices.fill_null(0)).astype(np.int64)
@@ -103,11 +103,12 @@ class EpochKeyed(ABC):
         for epoch in np.unique(pair_epochs) if subjects else ():
             chosen = np.flatnonzero(pair_epochs == epoch)
             name = epoch_name(int(epoch + epochs.indices.min()), epochs.kind)
-            made[chosen] = self._of([subjects[i] for i in pair_subjects[chosen]], purpose, domain, name)
+            made[chosen] = self.names_of([subjects[i] for i in pair_subjects[chosen]], purpose, domain, name)
         row_pair_or_null = pa.array(row_pair, mask=np.asarray(values.is_null()))
         return pa.array(made, pa.string()).take(row_pair_or_null)
 
-    def _of(self, subjects: list[str], purpose: str, domain: str, epoch: str) -> list[str]:
+    def names_of(self, subjects: list[str], purpose: str, domain: str, epoch: str) -> list[str]:
+        """Names in one epoch, in the order of the subjects; remembered, so that the next batch is cheap."""
         table = self._tables.setdefault((purpose, domain, epoch), {})
         new = [subject for subject in subjects if subject not in table]
         if new:
