@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.events import EventType
-from pipeline.policy.pack import Pack, pack_faults, parse_pack
+from pipeline.policy.faults import pack_faults
+from pipeline.policy.pack import Pack, parse_pack
 from pipeline.policy.violations import Violation
 
 

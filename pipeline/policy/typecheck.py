@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError
 from pipeline.events import EventField, EventType
 from pipeline.policy.operators import KeyedParameters, Operator, Parameters
-from pipeline.policy.pack import LegRules, Pack, Rule
+from pipeline.policy.pack import Pack
+from pipeline.policy.rules import LegRules, Rule
 from pipeline.policy.tags import covered, most_specific, uncovered
 from pipeline.policy.violations import Violation
 

@@ -16,8 +16,10 @@ import pytest
 from pipeline.events import TAGS
 from pipeline.policy import OPERATORS, load_packs, run_examples
 from pipeline.policy.describe import operators_table, parameters_words, tags_table
+from pipeline.policy.filters import Filter
 from pipeline.policy.hierarchies import Hierarchy
-from pipeline.policy.pack import Allowed, Example, Filter, Rule
+from pipeline.policy.pack import Example
+from pipeline.policy.rules import Allowed, Rule
 from pipeline.policy.tags import covered, known
 from tests.shared_data import PROJECT
 from tests.unit.policy.cases import EVENTS, POLICIES

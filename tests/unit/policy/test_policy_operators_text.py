@@ -15,9 +15,9 @@ from pipeline.errors import ConfigError
 from pipeline.lint import lint
 from pipeline.policy import check_flow, compile_plan
 from pipeline.policy.derive import curated_schema
+from pipeline.policy.faults import pack_faults
 from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.operators import OPERATORS, Context
-from pipeline.policy.pack import pack_faults
 from tests.unit.policy.cases import NOW_US, SMALL_FIELDS, Keys, event, field, pack, small_batch
 from tests.unit.policy.test_policy_operators import EPOCH, TIMES_US, run, sliced
 

@@ -10,7 +10,8 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.events import TAGS
 from pipeline.policy import OPERATORS, check_flow, derived_schemas, load_packs
-from pipeline.policy.pack import pack_faults, parse_pack
+from pipeline.policy.faults import pack_faults
+from pipeline.policy.pack import parse_pack
 from pipeline.policy.tags import uncovered
 from tests.unit.policy.cases import EVENTS, POLICIES, event, pack, raw_pack
 
