@@ -34,12 +34,14 @@ class Purpose(Strict):
 class Example(Strict):
     """A row, and what the region shall hold of it: ``pipeline policy test`` runs it.
 
-    ``input``: fields of the event; the rest is null or plain. ``expected``: columns and their values.
-    ``absent``: columns that must not leave. ``filtered``: the filter that drops the row instead.
+    ``input``: fields of the event; the rest is null or plain. ``origin``: the region that collected it, when
+    the row also crosses a border; its way begins at the edge then too. ``expected``: columns and their
+    values. ``absent``: columns that must not leave. ``filtered``: the filter that drops the row instead.
     """
 
     name: Law
     event: str
+    origin: Region | None = None
     input: dict[str, Any] = Field(default={})
     expected: dict[str, Any] = Field(default={})
     absent: tuple[str, ...] = ()
