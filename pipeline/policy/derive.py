@@ -23,9 +23,10 @@ _RAW_DOCS = {
 _QUANTITY = ("unit", "minimum", "maximum")
 
 
-def curated_subject(region: str, event: str) -> str:
-    """The subject under which the curated schema is locked."""
-    return f"{region}.curated.{event}"
+def curated_subject(destination: str, event: str, origin: str | None = None) -> str:
+    """The subject under which the curated schema is locked; ``origin``: the region it crosses from."""
+    landed = f"{destination}.curated.{event}"
+    return landed if origin is None or origin == destination else f"{landed}.{origin}"
 
 
 def derived_schemas(packs: Packs, events: Mapping[str, EventType]) -> dict[str, dict[str, Any]]:
