@@ -1,17 +1,17 @@
 """H3 cells that are large enough everywhere on Earth.
 
-Comes in: a smallest allowed area, or coordinates. Goes out: a resolution, or cell indices. Invariant: the
-smallest cell of a chosen resolution is at least the area asked for, measured on the ellipsoid.
+Comes in: a smallest allowed area, coordinates or cells. Goes out: a resolution, or cell indices. Invariant:
+the smallest cell of a chosen resolution is at least the area asked for, measured on the ellipsoid.
 """
 
 from __future__ import annotations
 
 import math
 
+import h3ronpy
 import h3ronpy.vector
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 # "Precise" in California is an area equal to or less than a circle of 1,850 feet radius: 0.99890 km2
 # (Cal. Civ. Code 1798.140(w)); the strictest definition we know, so `location.coarse` means beyond it.
@@ -48,18 +48,48 @@ def resolution_for(cell_km2: float) -> int | None:
     return max(fitting, default=None)
 
 
+def demand_on_earth(latitude: pa.Array, longitude: pa.Array) -> None:
+    """Raises ValueError for a coordinate in degrees that is not on Earth; null is none.
+
+    H3 would wrap 1000 degrees around and answer, so a bad value must not get that far.
+    """
+    for values, limit in ((latitude, 90.0), (longitude, 180.0)):
+        degrees = np.asarray(values.fill_null(0.0))
+        if not np.all(np.abs(degrees) <= limit):  # false for what is not a number, too
+            raise ValueError("a coordinate is out of range")
+
+
 def to_cells(latitude: pa.Array, longitude: pa.Array, resolution: int) -> pa.Array:
     """Cell index per row as int64; null where either coordinate is null. Degrees.
 
-    Raises ValueError for a coordinate that is not on Earth: H3 would wrap 1000 degrees around and
-    answer, so a bad value must not get that far.
+    Raises ValueError for a coordinate that is not on Earth.
     """
-    for values, limit in ((latitude, 90.0), (longitude, 180.0)):
-        bounds = pc.min_max(values)
-        low, high = bounds["min"].as_py(), bounds["max"].as_py()
-        if low is not None and not -limit <= low <= high <= limit:
-            raise ValueError("a coordinate is out of range")
+    demand_on_earth(latitude, longitude)
     cells = pa.array(h3ronpy.vector.coordinates_to_cells(latitude, longitude, resolution))
     if cells.null_count:  # an H3 index has its highest bit clear, so int64 holds it
         return cells.cast(pa.int64())
     return pa.array(np.asarray(cells).view(np.int64))
+
+
+def to_parents(cells: pa.Array, resolution: int) -> pa.Array:
+    """Each cell's parent of that resolution, int64; a cell that is coarser already stays, null stays null.
+
+    Raises ValueError for an index that is no cell. A parent does not hold its descendants exactly, so what it
+    says of a place is "in one of these descendants". They have at least the area that the parent's resolution
+    guarantees: measured for all cells down to resolution 4 and around the pentagons of 5 and 6, the smallest
+    such area is the pentagon's in each, 0.2 to 0.003 % above the table's.
+    """
+    known = np.asarray(cells.drop_null())
+    indices = pa.array(known.view(np.uint64))
+    if not np.all(np.asarray(pa.array(h3ronpy.cells_valid(indices, booleanarray=True)))):
+        raise ValueError("not a cell")
+    finer = np.asarray(pa.array(h3ronpy.cells_resolution(indices))) > resolution
+    parents = np.array(known)
+    shrunk = h3ronpy.change_resolution(indices.filter(pa.array(finer)), resolution)
+    parents[finer] = np.asarray(pa.array(shrunk)).view(np.int64)
+    if not cells.null_count:
+        return pa.array(parents)
+    whole = np.zeros(len(cells), dtype=np.int64)
+    there = np.asarray(cells.is_valid())
+    whole[there] = parents
+    return pa.array(whole, mask=~there)

@@ -30,7 +30,7 @@ IDENTIFIERS = (
     Operator(
         name="pseudonymise",
         meaning="A keyed hash; not reversible, but who holds the key can test a guess.",
-        takes=frozenset({"identifier"}),
+        takes=frozenset({"identifier", "pseudonym"}),
         gives=always("pseudonym"),
         gives_words="pseudonym",
         accepts=is_text,

@@ -331,6 +331,7 @@ def test_a_constant_stands_in_every_row(value):
 def test_every_operator_gives_a_column_as_long_as_its_input(length):
     inputs = {
         "coarsen_location": ([pa.array([1.0] * length, pa.float64())] * 2, {"cell_km2": 1.0}),
+        "coarsen_cell": ([pa.array([0x87283472BFFFFFF] * length, pa.int64())], {"cell_km2": 20.0}),
         "truncate_time": ([pa.array([1] * length, pa.timestamp("us"))], {"to": "day"}),
         "generalise_number": ([pa.array([1.0] * length, pa.float64())], {"step": 1}),
         "constant": ([pa.array([None] * length, pa.string())], {"value": "x"}),
