@@ -1,19 +1,24 @@
 """Patterns in text that lead to a person: found, and replaced by what they were.
 
-Comes in: text. Goes out: spans, or the text with ``[email]``, ``[iban]``, ``[card]``, ``[phone]`` or
-``[plate]`` in their place. Invariants: spans do not overlap; the work grows with the length of the text alone
-(every pattern is bounded, so a hostile text cannot stall a stage); what is found once is not looked at again.
+Comes in: text. Goes out: spans, or the text with ``[email]``, ``[iban]``, ``[card]``, ``[ip]``, ``[ssn]``,
+``[phone]`` or ``[plate]`` in their place. Invariants: spans do not overlap; the work grows with the length of
+the text alone (every pattern is bounded, so a hostile text cannot stall a stage); what is found once is not
+looked at again.
 
 It finds forms, not meanings: names, addresses and stories remain, so the result is ``text.redacted`` and not
-less. ISO 13616 (IBAN, mod 97), ISO/IEC 7812 (cards, Luhn), ITU-T E.164 (at most 15 digits in a number).
+less. ISO 13616 (IBAN, mod 97), ISO/IEC 7812 (cards, Luhn), ITU-T E.164 (at most 15 digits in a number), RFC
+4291 (addresses), 20 CFR 422.103 (US social security numbers). Recognisers of meanings plug in beside it:
+:mod:`pipeline.policy.recognisers`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+PATTERNS = "patterns"  # the name of this recogniser in a pack
 _HIDDEN = "\0"  # stands where something was found; in no pattern
 _GAP = r"[ \u00a0\u2009\u200b-\u200d\u202f\u2060\ufeff./\u2010-\u2015-]"  # between digits, also unseen
 _CARD_DIGITS = range(12, 20)
@@ -32,11 +37,12 @@ _IBAN_LENGTHS = {
 
 
 class Span(NamedTuple):
-    """Half-open, in characters."""
+    """Half-open, in characters. ``score``: how sure its finder is, 0 to 1; a form that fits is certain."""
 
     start: int
     end: int
     kind: str
+    score: float = 1.0
 
 
 def find(text: str) -> list[Span]:
@@ -51,13 +57,17 @@ def find(text: str) -> list[Span]:
 
 def redact(text: str) -> str:
     """The text with each span replaced by its kind in brackets."""
-    return _joined(text, find(text), lambda span: f"[{span.kind}]")
+    return replaced(text, find(text))
 
 
-def _joined(text: str, spans: list[Span], instead: Callable[[Span], str]) -> str:
-    if not spans:
-        return text
-    parts, done = [], 0
+def replaced(text: str, spans: Iterable[Span]) -> str:
+    """The text with a kind in brackets in place of each of these spans, ordered and disjoint."""
+    return _joined(text, spans, lambda span: f"[{span.kind}]")
+
+
+def _joined(text: str, spans: Iterable[Span], instead: Callable[[Span], str]) -> str:
+    parts: list[str] = []
+    done = 0
     for span in spans:
         parts += [text[done : span.start], instead(span)]
         done = span.end
@@ -142,6 +152,28 @@ def _luhn_lengths(digits: list[int]) -> list[int]:
     return found[::-1]
 
 
+# --- addresses of devices, and numbers of US social security: both would pass for telephone numbers
+
+_IPV4 = re.compile(r"(?<![\w.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w]|\.\w)")
+_IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{2,39}(?:\.[0-9]{1,3}){0,3}(?![\w:]|\.\w)")
+_SSN = re.compile(r"(?<![\w-])(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w-])")
+
+
+def _addresses(text: str) -> Iterator[tuple[int, int]]:
+    for pattern in (_IPV4, _IPV6):
+        for match in pattern.finditer(text):
+            try:
+                ipaddress.ip_address(match.group())
+            except ValueError:
+                continue
+            if match.group() != "::":  # an address of nobody, and in many texts a sign
+                yield match.span()
+
+
+def _social_security(text: str) -> Iterator[tuple[int, int]]:
+    return (match.span() for match in _SSN.finditer(text))
+
+
 # --- telephone numbers, and dates that look like them
 
 _DATE = "date"
@@ -153,6 +185,13 @@ _PHONE = re.compile(
     rf"(?<![\w+])(?:\+ ?)?\(?\d(?:(?:{_GAP}|[()]){{0,3}}\d){{6,14}}"
     r"(?:\s?(?:x|ext\.?|Durchwahl)\s?\d{1,6})?(?!\w)"
 )
+# Two groups of digits with a space or a hyphen between, and nothing else that speaks for a telephone.
+_PAIR = re.compile(r"(\d+)(?:([ \u00a0\u2009\u202f]{1,3})|-)(\d+)")
+# How the numbering plans that write no trunk zero part eight or nine digits in two, and North America seven.
+# All other pairs of at most nine digits are a postcode beside a house number, or a postcode of two parts.
+_PAIRS = {(3, 4), (4, 4), (2, 6), (6, 2), (3, 6), (2, 7), (1, 7), (1, 8)}
+_APARTMENT = re.compile(r"(?:\b(?:apt|apartment|suite|unit|flat)\b\.?|[#№])\s?$", re.IGNORECASE)
+_APARTMENT_MAX = 12
 
 
 def _dates(text: str) -> Iterator[tuple[int, int]]:
@@ -160,17 +199,38 @@ def _dates(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _phones(text: str) -> Iterator[tuple[int, int]]:
-    return (match.span() for match in _PHONE.finditer(text))
+    for match in _PHONE.finditer(text):
+        pair = _PAIR.fullmatch(match.group())
+        before = text[max(0, match.start() - _APARTMENT_MAX) : match.start()]
+        if pair is None or (_dialled(*pair.groups()) and not _APARTMENT.search(before)):
+            yield match.span()
 
 
-# --- number plates, in capitals only: in small letters half of all texts would match
+def _dialled(first: str, space: str | None, second: str) -> bool:
+    """Whether someone would write a telephone number in these two groups."""
+    if int(first[0]) == 0 or len(first) + len(second) > 9:  # a trunk zero; more digits than an address has
+        return True
+    # Nine digits after a five: a Brazilian mobile, which begins with 9, or with a hyphen a US postcode.
+    mobile = (len(first), len(second)) == (5, 4) and (int(first[0]) == 9 or space is None)
+    return mobile or (len(first), len(second)) in _PAIRS
+
+
+# --- number plates, in capitals only: in small letters half of all texts would match. Without those that are
+# three letters and three digits (Sweden, Finland: "ISO 900") or two letters, a space and five digits (Poland:
+# an American state with its postcode).
 
 _PLATE = re.compile(
     r"(?<![\w-])(?:"
     r"[A-ZÄÖÜ]{1,3}-[A-Z]{1,2} ?\d{1,4}[EH]?"  # Germany
-    r"|[A-Z]{2}-\d{3}-[A-Z]{2}"  # France, Italy
+    r"|[A-Z]{1,2}-\d{3,5} ?[A-Z]{1,2}"  # Austria
+    r"|[A-Z]{2}(?P<gap>[ -]?)\d{3}(?P=gap)[A-Z]{2}"  # France, Italy
+    r"|\d-[A-Z]{3}-\d{3}"  # Belgium
+    r"|\d{2,3}-[A-Z]{1,2}-\d{1,6}"  # Ireland, the Netherlands, Portugal
+    r"|[A-Z]{2}-\d{2}-(?:[A-Z]{2}|\d{2})|\d{2}-(?:\d{2}|[A-Z]{2})-[A-Z]{2}|[A-Z]{2}-[A-Z]{2}-\d{2}"  # both
+    r"|\d{2}-[A-Z]{3}-\d|\d-[A-Z]{3}-\d{2}|[A-Z]{2}-\d{3}-[A-Z]|[A-Z]-\d{3}-[A-Z]{2}"  # the Netherlands
+    r"|[A-Z]{3}-\d{2}-[A-Z]|[A-Z]-\d{2}-[A-Z]{3}|\d-[A-Z]{2}-\d{3}"  # the same
     r"|[A-Z]{2}\d{2} ?[A-Z]{3}"  # United Kingdom
-    r"|[A-Z]{3}-?\d[A-Z0-9]\d{2}"  # Brazil
+    r"|[A-Z]{3}-?\d[A-Z0-9]\d{2}"  # Brazil, Texas, New York
     r"|\d[A-Z]{3}\d{3}"  # California
     r"|\d{4} ?[BCDFGHJKLMNPRSTVWXYZ]{3}"  # Spain
     r")(?![\w-])"
@@ -186,6 +246,8 @@ _SEARCHES: tuple[tuple[str, Callable[[str], Iterator[tuple[int, int]]]], ...] = 
     ("email", _emails),
     ("iban", _ibans),
     ("card", _cards),
+    ("ip", _addresses),
+    ("ssn", _social_security),
     (_DATE, _dates),
     ("phone", _phones),
     ("plate", _plates),

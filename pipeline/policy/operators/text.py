@@ -7,23 +7,24 @@ part of an identifier is a quasi-identifier, not less.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.policy.operators.signature import (
     Context,
     Operator,
     Parameters,
+    Run,
     Tags,
     always,
     as_text,
     is_text,
     over_uniques,
 )
-from pipeline.policy.redaction import KINDS, redact
+from pipeline.policy.redaction import KINDS, PATTERNS, redact
 
 _MASK_CHARACTERS = 4  # always as many, so that the mask does not tell the length
 
@@ -56,6 +57,23 @@ class NetworkParameters(Parameters):
 
     ipv4_bits: Annotated[int, Field(ge=8, le=24)] = 24
     ipv6_bits: Annotated[int, Field(ge=16, le=48)] = 48
+
+
+class RedactParameters(Parameters):
+    """``recognisers``: who looks at the text, ``patterns`` always among them. ``score_min``: how sure the
+    others have to be, 0 to 1."""
+
+    recognisers: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,40}$")], ...] = (PATTERNS,)
+    score_min: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @field_validator("recognisers")
+    @classmethod
+    def _with_patterns(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if PATTERNS not in names:
+            raise ValueError(f"{PATTERNS} has to be among them: it is what text.redacted means; add it")
+        if len(set(names)) < len(names):
+            raise ValueError("one is named twice; name each once")
+        return names
 
 
 def _mask(columns: Sequence[pa.Array], parameters: MaskParameters, context: Context) -> pa.Array:
@@ -110,8 +128,21 @@ def _network(address: int, width: int, bits: int) -> str:
     return f"{whole}/{bits}"
 
 
-def _redact_text(columns: Sequence[pa.Array], parameters: Parameters, context: Context) -> pa.Array:
+def _redact_text(columns: Sequence[pa.Array], parameters: RedactParameters, context: Context) -> pa.Array:
+    if parameters.recognisers != (PATTERNS,):
+        raise ValueError("asks for recognisers, and none is plugged in")
     return over_uniques(columns[0], redact)
+
+
+def redacting(redact: Callable[[str], str]) -> Run:
+    """redact_text's function with another way to redact: see :mod:`pipeline.policy.recognisers`."""
+    return lambda columns, parameters, context: over_uniques(columns[0], redact)
+
+
+def _redact_effect(parameters: RedactParameters) -> str:
+    others = [name for name in parameters.recognisers if name != PATTERNS]
+    found = f", and what {' and '.join(others)} found" if others else ""
+    return f"without {', '.join(KINDS)}{found}"
 
 
 TEXT = (
@@ -177,7 +208,8 @@ TEXT = (
         accepts=is_text,
         expects="text",
         run=_redact_text,
+        parameters=RedactParameters,
         result=as_text,
-        effect=lambda parameters: f"without {', '.join(KINDS)}",
+        effect=_redact_effect,
     ),
 )
