@@ -22,7 +22,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test lint format lock bench faults up down status clean distclean
+.PHONY: help setup setup-dev demo test lint format lock proto bench faults up down status clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ lint: setup-dev  ## ruff, formatting, types
 format: setup-dev  ## format the code, mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+proto: setup-dev  ## the gRPC modules anew from schemas/*.proto
+	@$(BIN)/python -m grpc_tools.protoc -I schemas --python_out=connectors/wire --pyi_out=connectors/wire schemas/*.proto
 
 bench: setup-dev  ## the measurements behind the figures (ARGS=...)
 	@$(BIN)/python -m loadtest $(ARGS)

@@ -40,7 +40,7 @@ VENDORS = {
     "cryptography": {"pipeline/policy/encryption.py"},
     "presidio_analyzer": {"connectors/presidio.py"},
     "spacy": {"connectors/presidio.py"},
-    "sqlite3": {"pipeline/edge"},
+    "sqlite3": {"pipeline/edge", "connectors/token_vault.py"},
     "typer": {"pipeline/cli"},
     "rich": {"pipeline/cli", "pipeline/demo", "pipeline/edge_session.py"},
 }
