@@ -30,10 +30,10 @@ from pipeline.errors import ConfigError
 from pipeline.metrics import EdgeMetrics, ProcessorMetrics, StoreMetrics, serve
 from pipeline.policy import FileKeyStore, Packs, compile_plan, create_keys, curated_subject, load_packs
 from pipeline.policy.door import demand_landable
-from pipeline.processor import Leg, Ports, Processor, StateLog
+from pipeline.processor import LandingLeg, Leg, Ports, Processor, StateLog
 from pipeline.schemas import SchemaStore
 from pipeline.stack import announce_ready
-from pipeline.store import StorePlan, StorePorts, StoreWriter
+from pipeline.store import Inflow, StorePlan, StorePorts, StoreWriter
 from pipeline.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -125,10 +125,14 @@ class Project:
         ids = [entry.id for entry in self.schemas.entries() if self.schemas.event_of(entry.id) == event]
         checks = Checks(kind, self.config.limits, self.packs.jurisdictions(region), self.packs.known)
         codecs = {schema_id: self.schemas.codec(schema_id) for schema_id in ids}
-        return Leg(
-            kind, codecs, checks, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max,
-            self.schemas.fingerprints(event),
+        return LandingLeg(
+            kind, codecs, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max,
+            checks, self.schemas.fingerprints(event),
         )  # fmt: skip
+
+    def inflows(self, region: str) -> tuple[Inflow, ...]:
+        """Every leg that ends in the region's store."""
+        return (Inflow(self.topics.landing(region), tuple(sorted(self.schemas.events))),)
 
     def door(self, region: str) -> Callable[[int], None]:
         """The type check again, at the store: raises when the region may not hold what a schema id says."""
@@ -212,20 +216,17 @@ async def run_processor(project: Project, region: str, role: Role) -> None:
     """The landing processor of one region, until told to stop."""
     config, cluster = project.config, project.cluster(region)
     registry = CollectorRegistry()
-    legs = {project.topics.raw(region, event): project.leg(region, event) for event in project.schemas.events}
+    topics = project.topics.landing(region)
+    legs = {topics.source(event): project.leg(region, event) for event in project.schemas.events}
     async with started(KafkaAdmin(cluster)) as admin:
         await admin.ensure_topics(project.topic_specs(region))
         topic_ids = await admin.topic_ids(list(legs))
-    reader = KafkaReader(
-        cluster, f"{config.topic_prefix}{region}.processor", config.limits, ReaderOptions(config.processor)
-    )
-    state = StateLog(
-        project.schemas, LogScanner(cluster, config.limits),
-        project.topics.watermarks(region), project.topics.stats(region),
-    )  # fmt: skip
+    reader = KafkaReader(cluster, topics.group, config.limits, ReaderOptions(config.processor))
+    scan = LogScanner(cluster, config.limits)
+    state = StateLog(project.schemas, scan, topics.watermarks, topics.stats)
     async with started(reader), started(KafkaWriter(cluster)) as writer:
         processor = Processor(
-            region, legs, topic_ids, Ports(reader, writer, state), project.schemas, project.topics,
+            legs, topic_ids, Ports(reader, writer, state), project.schemas, topics,
             ProcessorMetrics(registry, region),
         )  # fmt: skip
         with role.serving(registry) as port:
@@ -236,8 +237,7 @@ async def run_store(project: Project, region: str, role: Role) -> None:
     """The store writer of one region, until told to stop."""
     config, cluster = project.config, project.cluster(region)
     registry = CollectorRegistry()
-    events = tuple(sorted(project.schemas.events))
-    plan = StorePlan(region, events, project.topics, project.door(region), config.flush)
+    plan = StorePlan(project.inflows(region), project.door(region), config.flush)
     lake = Lake(config.store_path(region), region)
     try:
         # Rows wait for a flush anyway: fewer, larger fetches.

@@ -1,8 +1,22 @@
-"""The processor: raw topics of a region to its curated topics, through its policy."""
+"""The processor: one region's topics to curated topics, its own or another region's, through a policy."""
 
+from pipeline.processor.border import BorderLeg, acceptable
+from pipeline.processor.landing import LandingLeg
 from pipeline.processor.leg import Decided, Landed, Leg
 from pipeline.processor.processor import Ports, Processor
 from pipeline.processor.repeats import find_repeats
 from pipeline.processor.state import RawPartition, StateLog
 
-__all__ = ["Decided", "Landed", "Leg", "Ports", "Processor", "RawPartition", "StateLog", "find_repeats"]
+__all__ = [
+    "BorderLeg",
+    "Decided",
+    "Landed",
+    "LandingLeg",
+    "Leg",
+    "Ports",
+    "Processor",
+    "RawPartition",
+    "StateLog",
+    "acceptable",
+    "find_repeats",
+]

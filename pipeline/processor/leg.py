@@ -1,13 +1,17 @@
-"""One leg: raw records of one event type in, what may land out. Pure: no I/O, no clock of its own.
+"""One leg: records of one event type in, what may go on out. Pure: no I/O, no clock of its own.
 
-Comes in: a run of records of one partition. Goes out: framed curated records, and for every raw position one
+Comes in: a run of records of one partition. Goes out: framed curated records, and for every position one
 outcome. The order of the questions is fixed, because the first answer counts: readable? seen before?
 plausible? wanted? And then the policy's operators, which can only transform: what they cannot discharge stops
 the stage, it never passes.
+
+What all legs share is here; :mod:`pipeline.processor.landing` and :mod:`pipeline.processor.border` say what a
+record's identity is, what makes it plausible, and which position its row carries.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.batches import FILTERED, QUARANTINED, REPEAT, Outcomes, Run
-from pipeline.checks import Checks
+from pipeline.checks import Findings
 from pipeline.codec import Codec
 from pipeline.framing import unframe
 from pipeline.policy import Plan
@@ -27,13 +31,14 @@ from pipeline.schemas import EventType
 
 
 class Records(Protocol):
-    """A run of raw records, as the Kafka reader gives them."""
+    """A run of records of the leg's source, as the Kafka reader gives them."""
 
     topic: str
     partition: int
     first_offset: int
     next_offset: int
     offsets: np.ndarray
+    timestamps_ms: np.ndarray
     values: pa.BinaryArray
     refused: Sequence[tuple[int, int, str]]
 
@@ -51,7 +56,7 @@ class Landed:
     """What one batch became.
 
     ``received_us``: receipt time of each curated row. ``foreign``: ascending offsets of the records without
-    an identity, which no spool has accepted. ``faulty_fields``: raw offset to field name.
+    an identity, which no spool has accepted. ``faulty_fields``: source offset to field name.
     """
 
     first_offset: int
@@ -65,47 +70,73 @@ class Landed:
 
 
 @dataclass(frozen=True)
-class Leg:
-    """All that one event type needs on its way into its region.
+class Leg(ABC):
+    """All that one event type needs on its way from one topic to another.
 
-    ``codecs`` are the schema ids that count as this event, newest ``reader`` schema included; records of an
-    older version are brought to the newest one, with nulls for what they lack.
+    ``event``: what comes in, at its newest version. ``codecs``: the schema ids that count as this event,
+    newest one included; records of an older version are brought to it. ``curated``: what goes out.
     """
 
     event: EventType
     codecs: Mapping[int, Codec]
-    checks: Checks
     plan: Plan
     curated: Codec
     record_bytes_max: int
-    fingerprints: Mapping[bytes, int] = field(default_factory=dict)  # single-object records, to schema ids
+
+    @abstractmethod
+    def identities(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per row (line, part of it, number on it), int64: what does not rise on its line is a repeat."""
+
+    @abstractmethod
+    def findings(self, batch: pa.RecordBatch, partition: int, now_us: int) -> Findings:
+        """Rows that may not go on, and why."""
+
+    @abstractmethod
+    def curate(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> pa.RecordBatch:
+        """The operators' result with the position that is the event's identity from here on, in the schema of
+        ``curated``. ``offsets``: where each row lies in the source."""
+
+    @abstractmethod
+    def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:
+        """When each row came to this leg; ``written_us``: when its record was appended to the source."""
+
+    def foreign(self, records: Records, identified: np.ndarray) -> np.ndarray:
+        """Offsets of records that nobody accounts for; ``identified``: rows that have an identity."""
+        return np.empty(0, dtype=np.int64)
+
+    def permit(self, now_us: int) -> None:  # noqa: B027 - most legs may always
+        """Called before each batch: raises ConfigError when nothing may pass now."""
+
+    def unframe(self, values: pa.BinaryArray) -> tuple[np.ndarray, pa.BinaryArray]:
+        """Schema ids (-1: no frame) and bodies."""
+        return unframe(values)
+
+    def carried(self, batch: pa.RecordBatch, schema_id: int) -> frozenset[str]:
+        """Columns of an older version that mean the same in the newest; the others become null."""
+        return frozenset(batch.schema.names)
+
+    # --- one batch ---------------------------------------------------------------------------------------
 
     def process(self, records: Records, seen: Seen, decided: Decided, now_us: int) -> Landed:
-        """Raw records to a :class:`Landed`; deterministic but for ``now_us`` (since 1970, UTC)."""
+        """Records to a :class:`Landed`; deterministic but for ``now_us`` (since 1970, UTC)."""
         outcomes = Outcomes(records.offsets, records.refused)
         if records.first_offset < decided.end:
             outcomes.decide(decided.end, decided.runs)
         batch, rows = self._decode(records, outcomes)
-        spool, lane, sequence = (_int64(batch, name) for name in ("spool", "lane", "sequence"))
-        repeats, updates = find_repeats(spool, lane, sequence, seen)
-        foreign = self._foreign(records, rows[spool != 0])
+        line, part, number = self.identities(batch)
+        repeats, updates = find_repeats(line, part, number, seen)
+        foreign = self.foreign(records, rows[line != 0])
         outcomes.mark(rows[repeats], REPEAT, "")
-        faulty = self._check(batch, rows, outcomes, now_us)
+        faulty = self._check(batch, rows, outcomes, (records.partition, now_us))
         self._filter(batch, rows, outcomes)
         keep = np.flatnonzero(outcomes.is_open(rows))
         if len(keep) < len(rows):
             batch, rows = batch.take(pa.array(keep)), rows[keep]
-        curated = self._curate(batch, records.partition, records.offsets[rows])
+        curated = self.curated.encode(self.curate(batch, records.partition, records.offsets[rows]))
+        received = self.received_us(batch, records.timestamps_ms[rows] * 1000)
         return Landed(
-            records.first_offset, records.next_offset, outcomes, curated,
-            _int64(batch, "received_time"), updates, foreign, faulty,
-        )  # fmt: skip
-
-    def _foreign(self, records: Records, identified: np.ndarray) -> np.ndarray:
-        unnamed = np.ones(len(records.offsets), dtype=bool)
-        unnamed[identified] = False
-        refused = [np.arange(first, end) for first, end, _ in records.refused]
-        return np.sort(np.concatenate([records.offsets[unnamed], *refused]))
+            records.first_offset, records.next_offset, outcomes, curated, received, updates, foreign, faulty
+        )
 
     def _decode(self, records: Records, outcomes: Outcomes) -> tuple[pa.RecordBatch, np.ndarray]:
         """The readable rows as one batch of the newest schema, and their rows in ``records``."""
@@ -117,7 +148,7 @@ class Leg:
             outcomes.mark(rows[sizes > self.record_bytes_max], QUARANTINED, Reason.OVERSIZE)
             rows = rows[sizes <= self.record_bytes_max]
             values = values.take(pa.array(rows))
-        ids, bodies = unframe(values, self.fingerprints)
+        ids, bodies = self.unframe(values)
         parts = []
         for schema_id in np.unique(ids).tolist():
             codec = self.codecs.get(schema_id)
@@ -130,16 +161,17 @@ class Leg:
             batch, good, bad = codec.decode(bodies if whole else bodies.take(pa.array(chosen)))
             for index, bad_reason in bad.items():
                 outcomes.mark(rows[chosen[[index]]], QUARANTINED, bad_reason)
-            parts.append((self._newest(batch), rows[chosen[good]]))
+            parts.append((self._newest(batch, schema_id), rows[chosen[good]]))
         return self._joined(parts)
 
-    def _newest(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _newest(self, batch: pa.RecordBatch, schema_id: int) -> pa.RecordBatch:
         """The batch with the newest version's columns: missing nullable ones are null."""
-        if batch.schema.equals(self.event.arrow):
+        if schema_id == self.event.schema_id:
             return batch
+        carried = self.carried(batch, schema_id)
         columns = [
             batch.column(column.name).cast(column.type)
-            if column.name in batch.schema.names
+            if column.name in carried
             else pa.nulls(len(batch), column.type)
             for column in self.event.arrow
         ]
@@ -157,10 +189,10 @@ class Leg:
         return batch, rows[order]
 
     def _check(
-        self, batch: pa.RecordBatch, rows: np.ndarray, outcomes: Outcomes, now_us: int
+        self, batch: pa.RecordBatch, rows: np.ndarray, outcomes: Outcomes, moment: tuple[int, int]
     ) -> dict[int, str]:
         """Quarantine what is implausible; the offset and field name of each such row."""
-        findings = self.checks.run(batch, now_us)
+        findings = self.findings(batch, *moment)
         faulty: dict[int, str] = {}
         for code, (reason, name) in enumerate(findings.reasons):
             found = rows[findings.codes == code]
@@ -172,14 +204,9 @@ class Leg:
         for rule, found in self.plan.filter(batch).items():
             outcomes.mark(rows[found], FILTERED, rule)
 
-    def _curate(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> pa.BinaryArray:
-        """Apply the operators and append the raw position, which is the event's identity from here on."""
-        kept = self.plan.transform(batch)
-        columns = [*kept.columns, pa.array(np.full(len(offsets), partition, np.int32)), pa.array(offsets)]
-        return self.curated.encode(pa.RecordBatch.from_arrays(columns, schema=self.curated.arrow))
 
-
-def _int64(batch: pa.RecordBatch, name: str) -> np.ndarray:
+def int64(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """A column of numbers or times (then µs) without nulls."""
     return batch.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
 
 

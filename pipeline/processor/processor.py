@@ -1,8 +1,10 @@
-"""The landing processor of one region: N instances share the raw topics' partitions.
+"""The processor of the legs from one region to one region: N instances share the source topics' partitions.
 
+Landing (raw topics into the region's own curated ones) and crossing a border (the origin's curated topics
+into another region's) are the same machine with different legs; "raw" means the source topic here.
 For each batch, in this order:
 
-1. compute (one thread): raw records -> outcomes and curated records;
+1. compute (one thread): source records -> outcomes and curated records;
 2. **decide**: append one stats record, the outcome of every position; if anyone else has appended one for
    this partition since we took it over, we lost it: drop the batch and load again;
 3. **deliver**: append curated and quarantine records to the same partition number, in order;
@@ -36,7 +38,7 @@ from pipeline.metrics import ProcessorMetrics
 from pipeline.processor.leg import Decided, Landed, Leg, Records
 from pipeline.processor.state import PartitionState, RawPartition, StateLog
 from pipeline.schemas import SchemaStore
-from pipeline.topics import Topics
+from pipeline.topics import LegTopics
 
 log = logging.getLogger(__name__)
 
@@ -98,23 +100,23 @@ class Claim:
 
 
 class Processor:
-    """Runs the legs of one region until told to stop.
+    """Runs the legs from one region into one region until told to stop.
 
-    ``legs`` by raw topic; ``topic_ids`` the topics' incarnations (UUIDs). Raises ConfigError (a key is
-    missing), StoreCorrupt (a raw topic was recreated, positions are gone): the process must end then.
+    ``legs`` by source topic; ``topic_ids`` the topics' incarnations (UUIDs). Raises ConfigError (a key is
+    missing, the basis of a transfer has ended), StoreCorrupt (a source topic was recreated, positions are
+    gone): the process must end then.
     """
 
     def __init__(
         self,
-        region: str,
         legs: Mapping[str, Leg],
         topic_ids: Mapping[str, str],
         ports: Ports,
         schemas: SchemaStore,
-        topics: Topics,
+        topics: LegTopics,
         metrics: ProcessorMetrics,
     ) -> None:
-        self._region, self._legs, self._topic_ids = region, legs, topic_ids
+        self._legs, self._topic_ids = legs, topic_ids
         self._reader, self._writer, self._state = ports.reader, ports.writer, ports.state
         self._schemas, self._topics, self._metrics = schemas, topics, metrics
         self._claims: dict[TopicPartition, Claim] = {}
@@ -206,7 +208,7 @@ class Processor:
                 raise StoreCorrupt(
                     "the topic was deleted and created again, its positions mean other events now",
                     operation="taking a partition", place=f"{claim.raw.topic}/{claim.raw.partition}",
-                    remedy="start this region with a new topic prefix and a new store",
+                    remedy="start with a new topic prefix and a new store",
                 )  # fmt: skip
             if claim.state.next_offset is None:
                 key = (claim.raw.topic, number)
@@ -223,7 +225,7 @@ class Processor:
         await self._remember(claim, state.seen)
         keys = pa.array(state.old_keys, pa.binary())
         await self._writer.send(
-            self._topics.watermarks(self._region), claim.raw.partition, pa.nulls(len(keys), pa.binary()), keys
+            self._topics.watermarks, claim.raw.partition, pa.nulls(len(keys), pa.binary()), keys
         )
         state.old_keys = []
 
@@ -251,9 +253,10 @@ class Processor:
 
     async def _process(self, claim: Claim, records: Records) -> None:
         loop = asyncio.get_running_loop()
-        state, started = claim.state, time.monotonic()
+        state, started, now_us = claim.state, time.monotonic(), time.time_ns() // 1000
+        claim.leg.permit(now_us)
         landed = await loop.run_in_executor(
-            self._compute, claim.leg.process, records, state.seen, state.decided, time.time_ns() // 1000
+            self._compute, claim.leg.process, records, state.seen, state.decided, now_us
         )
         self._metrics.computed(claim.leg.event.name, time.monotonic() - started)
         await self._decide(claim, landed)
@@ -277,7 +280,7 @@ class Processor:
         value = pa.array([record], pa.binary())
         async with self._stats_locks.setdefault(number, asyncio.Lock()):
             expected = self._stats_ends[number]
-            offset = await self._writer.send(self._topics.stats(self._region), number, value)
+            offset = await self._writer.send(self._topics.stats, number, value)
             self._stats_ends[number] = offset + 1
             if offset != expected and await self._state.changed_by_others(raw, expected, offset):
                 raise OwnershipLost(
@@ -292,8 +295,8 @@ class Processor:
         return {
             "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
             "first_offset": start, "next_offset": landed.next_offset,
-            "event": claim.leg.event.name, "region": self._region, "policy_hash": claim.leg.plan.policy_hash,
-            "processed_time": now_us,
+            "event": claim.leg.event.name, "region": self._topics.destination,
+            "policy_hash": claim.leg.plan.policy_hash, "processed_time": now_us,
             "counts": [
                 {"outcome": outcome, "reason": reason, "count": count}
                 for (outcome, reason), count in landed.outcomes.counts(start).items()
@@ -309,12 +312,12 @@ class Processor:
     async def _deliver(self, claim: Claim, landed: Landed) -> None:
         number = claim.raw.partition
         if len(landed.curated):
-            topic = self._topics.curated(self._region, claim.leg.event.name)
+            topic = self._topics.curated(claim.leg.event.name)
             await self._writer.send(topic, number, landed.curated)
         offsets, reasons = landed.outcomes.quarantined()
         if len(offsets):
             records = self._quarantine_records(claim, offsets, reasons, landed.faulty_fields)
-            await self._writer.send(self._topics.quarantine(self._region), number, records)
+            await self._writer.send(self._topics.quarantine, number, records)
 
     def _quarantine_records(
         self, claim: Claim, offsets: np.ndarray, reasons: list[str], fields: dict[int, str]
@@ -335,7 +338,7 @@ class Processor:
         assert state.next_offset is not None
         position = (state.next_offset, state.stats_next)
         keys, values = self._state.codec.encode(claim.raw, claim.owner, position, seen)
-        await self._writer.send(self._topics.watermarks(self._region), claim.raw.partition, values, keys)
+        await self._writer.send(self._topics.watermarks, claim.raw.partition, values, keys)
 
     # --- beside the way ------------------------------------------------------------------------------------
 

@@ -78,12 +78,16 @@ class WatermarkCodec:
     def encode(
         self, raw: RawPartition, owner: str, position: tuple[int, int], seen: dict[tuple[int, int], int]
     ) -> tuple[pa.BinaryArray, pa.BinaryArray]:
-        """Keys and values for ``position`` = (next raw offset, next stats offset) and the changed entries."""
+        """Keys and values for the changed entries and ``position`` = (next raw offset, next stats offset).
+
+        The position comes last: when only the first part of a long write arrives, a batch is looked at again
+        whose fate is decided, and no entry is missing below a position that moved on.
+        """
         tail = f"{raw.topic}|{raw.topic_id}|{raw.partition}|{owner}"
-        keys = [f"{POSITION}|{tail}", *(f"{SEEN}|{tail}|{spool}|{lane}" for spool, lane in seen)]
+        keys = [*(f"{SEEN}|{tail}|{spool}|{lane}" for spool, lane in seen), f"{POSITION}|{tail}"]
         # An Avro record of longs is its zigzag numbers; the bulk encoder's fixed cost is 50 times that.
-        values = [self._position + zigzag(position[0]) + zigzag(position[1])]
-        values += [self._entry + zigzag(sequence) for sequence in seen.values()]
+        values = [self._entry + zigzag(sequence) for sequence in seen.values()]
+        values.append(self._position + zigzag(position[0]) + zigzag(position[1]))
         return pa.array([key.encode() for key in keys], pa.binary()), pa.array(values, pa.binary())
 
     def merge(self, latest: dict[bytes, bytes], partition: int) -> dict[tuple[str, str], PartitionState]:

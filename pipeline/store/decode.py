@@ -11,25 +11,33 @@ prefix-closed range again. Proof that skipping everything below the highest offs
   by the rule it is itself in the log before that, so we have seen it: a contradiction. What is skipped is
   stored, and what is not skipped is not.
 
+The rule holds for what crossed a border as well: the border processor reads one partition of the origin's
+curated topic, drops what does not rise there, and appends the rest in order to a topic that no other leg
+writes; the raw offset that a row carries rises with its position in what was read.
+
 The records are our own output: what cannot be read, or is out of place, is StoreCorrupt and never skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.control_records import decode_control
 from pipeline.errors import ConfigError, RecordError, StoreCorrupt
 from pipeline.framing import unframe
+from pipeline.policy import curated_subject
 from pipeline.schemas import SchemaStore
 from pipeline.store.account import RawPartition, StatsRecord, apply
 from pipeline.store.buffer import Rows
+from pipeline.topics import LegTopics
 
-RAW_PARTITION, RAW_OFFSET = "raw_partition", "raw_offset"
+RAW_PARTITION, RAW_OFFSET, ORIGIN = "raw_partition", "raw_offset", "origin"
 Door = Callable[[int], None]  # raises when the region may not hold what this schema id describes
 
 
@@ -44,28 +52,47 @@ class Fetched(Protocol):
     refused: Sequence[tuple[int, int, str]]
 
 
+@dataclass(frozen=True)
+class Curated:
+    """A curated topic that the store reads: one event on one leg."""
+
+    leg: LegTopics
+    event: str
+
+    @property
+    def subject(self) -> str:
+        """Under which its schemas are locked."""
+        return curated_subject(self.leg.destination, self.event, self.leg.events_from)
+
+    @property
+    def topic(self) -> str:
+        """Its name."""
+        return self.leg.curated(self.event)
+
+
 class Decoder:
     """Decodes for one region; every new schema id passes the door first. Holds no positions."""
 
-    def __init__(self, schemas: SchemaStore, region: str, door: Door) -> None:
-        self._schemas, self._region, self._door = schemas, region, door
+    def __init__(self, schemas: SchemaStore, door: Door) -> None:
+        self._schemas, self._door = schemas, door
         self._admitted: set[tuple[str, int]] = set()
 
-    def rows(self, event: str, fetched: Fetched, next_raw: int) -> Rows:
+    def rows(self, source: Curated, fetched: Fetched, next_raw: int) -> Rows:
         """Rows of a curated source from raw offset ``next_raw`` on.
 
-        Raises StoreCorrupt (unreadable, or of another event or partition) and what the door raises.
+        Raises StoreCorrupt (unreadable, or of another event, origin or partition) and what the door raises.
         """
         _refuse_gaps(fetched)
-        rows = Rows(event, [], next_raw, 0)
+        rows = Rows(source.event, [], next_raw, 0)
         ids, bodies = unframe(fetched.values)
         edges = np.flatnonzero(np.diff(ids)) + 1
         for first, end in zip([0, *edges.tolist()], [*edges.tolist(), len(ids)], strict=True):
             if first < end:
-                self._admit(event, int(ids[first]), fetched)
+                self._admit(source, int(ids[first]), fetched)
                 batch, _, bad = self._schemas.codec(int(ids[first])).decode(bodies.slice(first, end - first))
                 if bad:
                     raise _corrupt(fetched, f"{len(bad)} curated records cannot be decoded")
+                _demand_origin(source, batch, fetched)
                 _append(rows, batch, fetched)
         return rows
 
@@ -94,11 +121,11 @@ class Decoder:
             raise _corrupt(fetched, f"expected stats records, found {name}")
         return content
 
-    def _admit(self, event: str, schema_id: int, fetched: Fetched) -> None:
-        """Once per event and id: a known schema of this region's curated event, and allowed in."""
-        if (event, schema_id) in self._admitted:
+    def _admit(self, source: Curated, schema_id: int, fetched: Fetched) -> None:
+        """Once per subject and id: a known schema of this leg's curated event, and allowed in."""
+        subject = source.subject
+        if (subject, schema_id) in self._admitted:
             return
-        subject = f"{self._region}.curated.{event}"
         try:
             found = self._schemas.by_id(schema_id).subject
         except KeyError:
@@ -111,7 +138,17 @@ class Decoder:
         if found != subject:
             raise _corrupt(fetched, f"expected schemas of {subject}, found one of {found}")
         self._door(schema_id)
-        self._admitted.add((event, schema_id))
+        self._admitted.add((subject, schema_id))
+
+
+def _demand_origin(source: Curated, batch: pa.RecordBatch, fetched: Fetched) -> None:
+    """What came over a border says from where; what landed does not say it."""
+    origin = source.leg.events_from
+    if origin is None:
+        return
+    said = batch.column(ORIGIN) if ORIGIN in batch.schema.names else pa.nulls(len(batch), pa.string())
+    if pc.all(pc.equal(said, pa.scalar(origin)), skip_nulls=False).as_py() is not True:
+        raise _corrupt(fetched, f"a row whose {ORIGIN} is not the leg's")
 
 
 def _append(rows: Rows, batch: pa.RecordBatch, fetched: Fetched) -> None:

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from pipeline.config import FlushConfig
 from pipeline.store.account import Source, StoreState
-from pipeline.store.decode import Door
-from pipeline.topics import Topics
+from pipeline.store.decode import Curated, Door
+from pipeline.topics import LegTopics
 
 TopicPartition = tuple[str, int]
 
@@ -85,12 +85,36 @@ class StorePorts:
 
 
 @dataclass(frozen=True)
-class StorePlan:
-    """What one writer does. ``door(schema_id)`` raises when the region may not hold such rows."""
+class Inflow:
+    """One leg that ends in the store: its topics, and the events that it carries."""
 
-    region: str
+    topics: LegTopics
     events: tuple[str, ...]
-    topics: Topics
+
+    @property
+    def curated(self) -> tuple[Curated, ...]:
+        """Its curated topics."""
+        return tuple(Curated(self.topics, event) for event in self.events)
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What one writer does: everything that flows into one region's store, from edges or over borders.
+
+    ``door(schema_id)`` raises when the region may not hold such rows.
+    """
+
+    inflows: tuple[Inflow, ...]
     door: Door
     flush: FlushConfig = field(default_factory=FlushConfig)
     stop_timeout_s: float = 15.0
+
+    @property
+    def curated(self) -> dict[str, Curated]:
+        """Every curated source by topic."""
+        return {source.topic: source for inflow in self.inflows for source in inflow.curated}
+
+    @property
+    def topics(self) -> list[str]:
+        """All that the writer reads."""
+        return [*self.curated, *(inflow.topics.stats for inflow in self.inflows)]

@@ -1,6 +1,7 @@
 """The store writer of one region: curated rows and their account into the store, exactly once.
 
-Comes in: the curated topics of all events and the stats topic, from the positions that the *store* holds.
+Comes in: the curated topics of all events and the stats topics, of the region's own leg and of every leg that
+ends here over a border, from the positions that the *store* holds.
 Goes out: one transaction per flush with the rows, the account and the next positions. The order:
 
 1. fetch and decode (a thread of its own), skip what is stored (pipeline.store.decode says why that is exact);
@@ -30,7 +31,7 @@ from pipeline.errors import ConfigError, OwnershipLost, StoreCorrupt, TransientE
 from pipeline.schemas import SchemaStore
 from pipeline.store.account import RawPartition, Source, StoreState
 from pipeline.store.buffer import Buffer
-from pipeline.store.decode import Decoder, Fetched
+from pipeline.store.decode import Curated, Decoder, Fetched
 from pipeline.store.ports import StorePlan, StorePorts, TopicPartition
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class StoreWriter:
     def __init__(self, ports: StorePorts, schemas: SchemaStore, plan: StorePlan) -> None:
         self._store, self._reader, self._cluster = ports.store, ports.reader, ports.cluster
         self._metrics, self._schemas, self._plan = ports.metrics, schemas, plan
-        self._decoder = Decoder(schemas, plan.region, plan.door)
-        self._events = {plan.topics.curated(plan.region, event): event for event in plan.events}
+        self._decoder = Decoder(schemas, plan.door)
+        self._curated = plan.curated
         self._sources: dict[TopicPartition, Source] = {}
         self._positions: dict[Source, int] = {}  # decoded up to here
         self._committed: dict[Source, int] = {}
@@ -87,7 +88,7 @@ class StoreWriter:
         """Positions from the store, checked against the topics; then the assignment."""
         plan = self._plan
         state = await self._in_store(self._store.state)
-        names = [*self._events, plan.topics.stats(plan.region)]
+        names = plan.topics
         cluster_id, topic_ids = await self._cluster.cluster_id(), await self._cluster.topic_ids(names)
         for name in names:
             if name not in topic_ids:
@@ -99,16 +100,15 @@ class StoreWriter:
         self._committed = dict(self._positions)
         self._next_raw, self._accounted = dict(state.next_raw), dict(state.accounted)
         await self._check_positions()
-        for event in plan.events:
-            await self._ensure_table(event)
+        for curated in self._curated.values():
+            await self._ensure_table(curated)
         await self._reader.assign({key: self._positions[source] for key, source in self._sources.items()})
 
-    async def _ensure_table(self, event: str) -> None:
+    async def _ensure_table(self, curated: Curated) -> None:
         """The table of the newest curated schema, so that a query before the first row finds it."""
-        subject = f"{self._plan.region}.curated.{event}"
-        locked = self._schemas.latest(subject)
+        locked = self._schemas.latest(curated.subject)
         self._plan.door(locked.id)
-        await self._in_store(self._store.ensure_table, event, locked.arrow)
+        await self._in_store(self._store.ensure_table, curated.event, locked.arrow)
 
     async def _check_positions(self) -> None:
         """What the store wants next must still be there, and must not be beyond what there is."""
@@ -169,11 +169,11 @@ class StoreWriter:
                     f"expected records from position {position}, got them from {run.first_offset}",
                     operation="storing", place=f"{run.topic}/{run.partition}",
                 )  # fmt: skip
-            event = self._events.get(run.topic)
-            if event is None:
+            curated = self._curated.get(run.topic)
+            if curated is None:
                 self._buffer.add_stats(source, self._decoder.stats(run, self._accounted))
             else:
-                rows = self._decoder.rows(event, run, self._next_raw.get(source, 0))
+                rows = self._decoder.rows(curated, run, self._next_raw.get(source, 0))
                 self._next_raw[source] = rows.next_raw_offset
                 self._buffer.add_rows(source, rows)
             self._positions[source] = run.next_offset
@@ -240,10 +240,10 @@ class StoreWriter:
         except (TransientError, OwnershipLost, TimeoutError) as error:
             log.info("group offsets not committed: %s", error)
             return
-        lag = dict.fromkeys(self._plan.events, 0)
+        lag = {curated.event: 0 for curated in self._curated.values()}
         for (topic, number), position in positions.items():
-            if topic in self._events:
-                lag[self._events[topic]] += max(0, ends[(topic, number)] - position)
+            if topic in self._curated:
+                lag[self._curated[topic].event] += max(0, ends[(topic, number)] - position)
         for event, records in lag.items():
             self._metrics.lag(event, records)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from connectors.lake import Lake, LakeOptions
 from pipeline.config import FlushConfig
-from pipeline.store import StorePlan, StorePorts, StoreWriter
+from pipeline.store import Inflow, StorePlan, StorePorts, StoreWriter
 from tests.store_world import EVENTS, REGION, TOPICS, FakeCluster, FakeReader, World
 
 
@@ -35,7 +35,8 @@ async def main(path: Path, world_seed: int, seed: int, syncs: int) -> None:
     world = World(world_seed)
     lake = Lake(path, REGION, LakeOptions(fsync=killing_at(syncs)))
     reader = FakeReader(world, seed, piece=120)
-    plan = StorePlan(REGION, EVENTS, TOPICS, lambda schema_id: None, FlushConfig(age_s=0.05, rows=400))
+    inflow = Inflow(TOPICS.landing(REGION), EVENTS)
+    plan = StorePlan((inflow,), lambda schema_id: None, FlushConfig(age_s=0.05, rows=400))
     stop = asyncio.Event()
     run = asyncio.create_task(
         StoreWriter(StorePorts(lake, reader, FakeCluster(world)), world.schemas, plan).run(stop)

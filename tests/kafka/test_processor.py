@@ -88,8 +88,8 @@ class Landing:
             if breaks is not None:
                 breaks._writer = writer
             processor = Processor(
-                REGION, {self.raw: self.project.leg(REGION, EVENT)}, ids,
-                Ports(reader, breaks or writer, state), self.schemas, self.topics,
+                {self.raw: self.project.leg(REGION, EVENT)}, ids,
+                Ports(reader, breaks or writer, state), self.schemas, self.topics.landing(REGION),
                 ProcessorMetrics(self.registry, REGION),
             )  # fmt: skip
             stop = asyncio.Event()

@@ -24,7 +24,7 @@ from pipeline.errors import StoreCorrupt
 from pipeline.metrics import ProcessorMetrics, StoreMetrics
 from pipeline.processor import Ports, Processor, StateLog
 from pipeline.service import Project, started
-from pipeline.store import StorePlan, StorePorts, StoreWriter
+from pipeline.store import Inflow, StorePlan, StorePorts, StoreWriter
 from tests.raw_events import framed, raw_batch, replaced
 
 REGION, EVENTS, DEADLINE_S = "eu", ("meter_reading", "vehicle_telemetry"), 60.0
@@ -64,7 +64,7 @@ class Region:
         reader = KafkaReader(self.cluster, f"{self.topics.prefix}processor", self.project.config.limits)
         async with started(reader), started(KafkaWriter(self.cluster)) as writer:
             processor = Processor(
-                REGION, legs, ids, Ports(reader, writer, state), self.schemas, self.topics,
+                legs, ids, Ports(reader, writer, state), self.schemas, self.topics.landing(REGION),
                 ProcessorMetrics(CollectorRegistry(), REGION),
             )  # fmt: skip
             async with running(processor):
@@ -73,7 +73,8 @@ class Region:
     @asynccontextmanager
     async def writer(self) -> AsyncIterator[asyncio.Task[None]]:
         self.registry = CollectorRegistry()
-        plan = StorePlan(REGION, EVENTS, self.topics, self.project.door(REGION), self.project.config.flush)
+        inflow = Inflow(self.topics.landing(REGION), EVENTS)
+        plan = StorePlan((inflow,), self.project.door(REGION), self.project.config.flush)
         reader = KafkaReader(self.cluster, f"{self.topics.prefix}store", self.project.config.limits)
         lake = Lake(self.path, REGION)
         try:

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from pipeline.control_records import encode_control
 from pipeline.errors import ConfigError, StoreCorrupt
-from pipeline.store.decode import Decoder
-from tests.store_world import REGION, Run_, World, curated_rows, stats_value
+from pipeline.store.decode import Curated, Decoder
+from tests.store_world import REGION, TOPICS, Run_, World, curated_rows, stats_value
 
 EVENT = "meter_reading"
+SOURCE = Curated(TOPICS.landing(REGION), EVENT)
 WORLD = World(0, raw_count=0)
 CODEC = WORLD.codec(EVENT)
 
 
 def decoder(door=lambda schema_id: None) -> Decoder:
-    return Decoder(WORLD.schemas, REGION, door)
+    return Decoder(WORLD.schemas, door)
 
 
 def fetched(offsets: list[int], first: int = 0, partition: int = 0) -> Run_:
@@ -49,7 +50,7 @@ def test_prefix_closed_repeats_are_skipped_exactly(positions, seed):
     cuts = sorted({0, len(log), *(chance.randint(0, len(log)) for _ in range(4))})
     found, next_raw, repeats = [], 0, 0
     for first, end in pairwise(cuts):
-        rows = decoder().rows(EVENT, fetched(log[first:end], first), next_raw)
+        rows = decoder().rows(SOURCE, fetched(log[first:end], first), next_raw)
         found += stored(rows)
         repeats += rows.repeats
         next_raw = rows.next_raw_offset
@@ -59,7 +60,7 @@ def test_prefix_closed_repeats_are_skipped_exactly(positions, seed):
 
 
 def test_rows_come_out_as_they_went_in():
-    rows = decoder().rows(EVENT, fetched([3, 4, 9]), 0)
+    rows = decoder().rows(SOURCE, fetched([3, 4, 9]), 0)
     assert (
         pa.Table.from_batches(rows.batches)
         .to_batches()[0]
@@ -68,22 +69,22 @@ def test_rows_come_out_as_they_went_in():
 
 
 def test_nothing_fetched_is_nothing():
-    rows = decoder().rows(EVENT, Run_("t", 0, 5, 7, pa.array([], pa.binary())), 11)
+    rows = decoder().rows(SOURCE, Run_("t", 0, 5, 7, pa.array([], pa.binary())), 11)
     assert (rows.count, rows.next_raw_offset) == (0, 11)
 
 
 def test_the_door_is_asked_once_per_schema_and_its_word_counts():
     asked: list[int] = []
     one = decoder(asked.append)
-    one.rows(EVENT, fetched([0, 1]), 0)
-    one.rows(EVENT, fetched([2]), 2)
+    one.rows(SOURCE, fetched([0, 1]), 0)
+    one.rows(SOURCE, fetched([2]), 2)
     assert asked == [CODEC.locked.id]
 
     def refuse(schema_id: int) -> None:
         raise ConfigError("this region may not hold location.precise")
 
     with pytest.raises(ConfigError, match=r"location\.precise"):
-        decoder(refuse).rows(EVENT, fetched([0]), 0)
+        decoder(refuse).rows(SOURCE, fetched([0]), 0)
 
 
 def framed(schema_id: int, body: bytes = b"\x00") -> bytes:
@@ -109,18 +110,18 @@ OTHER_REGION_ID = WORLD.schemas.latest(f"br.curated.{EVENT}").id
 def test_what_is_not_a_curated_record_stops_the_store(value, error, problem):
     good = fetched([0]).values.to_pylist()
     with pytest.raises(error, match=problem) as caught:
-        decoder().rows(EVENT, Run_("t", 0, 0, 2, pa.array([*good, value], pa.binary())), 0)
+        decoder().rows(SOURCE, Run_("t", 0, 0, 2, pa.array([*good, value], pa.binary())), 0)
     assert "secret" not in str(caught.value)
 
 
 def test_a_row_of_another_partition_stops_the_store():
     with pytest.raises(StoreCorrupt, match="raw_partition"):
-        decoder().rows(EVENT, fetched([0], partition=1), 0)
+        decoder().rows(SOURCE, fetched([0], partition=1), 0)
 
 
 def test_batches_the_reader_refused_stop_the_store():
     with pytest.raises(StoreCorrupt, match="refused"):
-        decoder().rows(EVENT, Run_("t", 0, 0, 2, pa.array([], pa.binary()), [(0, 2, "oversize")]), 0)
+        decoder().rows(SOURCE, Run_("t", 0, 0, 2, pa.array([], pa.binary()), [(0, 2, "oversize")]), 0)
 
 
 def stats(*values: bytes) -> Run_:

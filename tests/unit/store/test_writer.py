@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import FlushConfig
 from pipeline.errors import ConfigError, OwnershipLost, StoreCorrupt, TransientError
-from pipeline.store import Source, StorePlan, StorePorts, StoreState, StoreWriter
+from pipeline.store import Inflow, Source, StorePlan, StorePorts, StoreState, StoreWriter
 from tests.store_world import EVENTS, REGION, TOPICS, FakeCluster, FakeReader, World
 
 CURATED = TOPICS.curated(REGION, EVENTS[0])
@@ -92,9 +92,7 @@ class Setup:
         self.store, self.reader = store or MemoryStore(), FakeReader(self.world, 7)
         self.cluster, self.metrics = FakeCluster(self.world), Counted()
         self.plan = StorePlan(
-            REGION,
-            EVENTS,
-            TOPICS,
+            (Inflow(TOPICS.landing(REGION), EVENTS),),
             plan.pop("door", lambda schema_id: None),
             flush or FlushConfig(rows=300),
             **plan,

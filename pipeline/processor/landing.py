@@ -1,0 +1,54 @@
+"""The landing leg: what edges sent into their own region, to what the region may hold.
+
+Comes in: raw records. Their identity is (spool, lane, sequence), given when the event was accepted, so what
+an edge sends twice is found; a row carries the position of its raw record on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.checks import Checks, Findings
+from pipeline.framing import unframe
+from pipeline.processor.leg import Leg, Records, int64
+
+
+@dataclass(frozen=True)
+class LandingLeg(Leg):
+    """One event type on its way into its region. ``fingerprints``: single-object headers to schema ids."""
+
+    checks: Checks
+    fingerprints: Mapping[bytes, int] = field(default_factory=dict)
+
+    def identities(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Spool, lane and sequence; spool 0 is no identity."""
+        return int64(batch, "spool"), int64(batch, "lane"), int64(batch, "sequence")
+
+    def findings(self, batch: pa.RecordBatch, partition: int, now_us: int) -> Findings:
+        """The region's plausibility checks."""
+        return self.checks.run(batch, now_us)
+
+    def curate(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> pa.RecordBatch:
+        """With the raw record's own position."""
+        kept = self.plan.transform(batch)
+        columns = [*kept.columns, pa.array(np.full(len(offsets), partition, np.int32)), pa.array(offsets)]
+        return pa.RecordBatch.from_arrays(columns, schema=self.curated.arrow)
+
+    def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:
+        """When the edge took the event."""
+        return int64(batch, "received_time")
+
+    def foreign(self, records: Records, identified: np.ndarray) -> np.ndarray:
+        """Records that no spool sent or that do not say so, refused ones included."""
+        unnamed = np.ones(len(records.offsets), dtype=bool)
+        unnamed[identified] = False
+        refused = [np.arange(first, end) for first, end, _ in records.refused]
+        return np.sort(np.concatenate([records.offsets[unnamed], *refused]))
+
+    def unframe(self, values: pa.BinaryArray) -> tuple[np.ndarray, pa.BinaryArray]:
+        """Confluent frames and Avro's single-object encoding."""
+        return unframe(values, self.fingerprints)
