@@ -33,6 +33,7 @@ TAGS: dict[str, str] = {
     "text.redacted": "such text without the patterns that a machine finds; names and stories remain",
     "quasi": "identifies together with other fields or other people's books",
     "quasi.coarse": "a trait put into few declared groups: only a crowd in each group hides a person",
+    "quasi.noised": "a trait with noise or answered by chance: one value can be denied, a subject's many cannot",
     "measurement": "a physical quantity or a count",
     "pseudonym": "a keyed hash of an identifier, or its encryption: still personal data",
     "jurisdiction": "where the event was collected",

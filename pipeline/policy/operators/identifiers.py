@@ -1,4 +1,4 @@
-"""Operators for what leads to a person: pseudonymise, deterministic_encrypt."""
+"""Operators for what leads to a person: pseudonymise, deterministic_encrypt, tokenise."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.policy.operators.signature import Context, KeyedParameters, Operator, always, as_text, is_text
+from pipeline.policy.operators.signature import (
+    Context,
+    KeyedParameters,
+    Operator,
+    TokenParameters,
+    always,
+    as_text,
+    is_text,
+)
 from pipeline.policy.pseudonyms import EpochKeyed
+from pipeline.policy.tokens import TOKENISED
 
 
 def _pseudonymise(columns: Sequence[pa.Array], parameters: KeyedParameters, context: Context) -> pa.Array:
@@ -24,6 +33,12 @@ def _named(
     if names is None or context.epochs is None:
         raise ValueError("no keys, or no epoch")
     return names.column(column, parameters.purpose, context.domain, context.epochs)
+
+
+def _tokenise(columns: Sequence[pa.Array], parameters: TokenParameters, context: Context) -> pa.Array:
+    if context.tokens is None:
+        raise ValueError("no vault")
+    return context.tokens.column(columns[0], parameters.purpose, context.domain)
 
 
 IDENTIFIERS = (
@@ -54,5 +69,18 @@ IDENTIFIERS = (
         effect=lambda parameters: (
             f"encrypted for {parameters.purpose}, reversible with its key, another text in each epoch"
         ),
+    ),
+    Operator(
+        name="tokenise",
+        meaning="A random token from the region's vault; deleting its entry there unlinks it for ever.",
+        takes=TOKENISED,
+        gives=always("pseudonym"),
+        gives_words="pseudonym",
+        accepts=is_text,
+        expects="text",
+        run=_tokenise,
+        parameters=TokenParameters,
+        result=as_text,
+        effect=lambda parameters: f"random token for {parameters.purpose}, the same in every epoch",
     ),
 )

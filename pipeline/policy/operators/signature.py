@@ -1,7 +1,8 @@
 """What an operator is: a signature that the type check reads, and one vectorised function.
 
-Invariants of every function: it sees whole columns, gives one column of the same length, is deterministic,
-and raises where it cannot do its work: it never hands a value on in despair.
+Invariants of every function: it sees whole columns, gives one column of the same length, gives the same
+for the same input unless its signature says that it draws, and raises where it cannot do its work: it never
+hands a value on in despair.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.pseudonyms import EpochKeyed, Epochs
+from pipeline.policy.tokens import Tokeniser
 
 Tags = frozenset[str]
 
@@ -22,13 +24,14 @@ Tags = frozenset[str]
 @dataclass(frozen=True)
 class Context:
     """What a function may need besides columns: the tag it discharges, the batch's epochs, the keyed names,
-    and the pack's tables."""
+    the pack's tables, and the tokens."""
 
     domain: str
     epochs: Epochs | None
     pseudonyms: EpochKeyed | None
     encrypter: EpochKeyed | None = None
     hierarchies: Mapping[str, Hierarchy] = field(default_factory=dict)
+    tokens: Tokeniser | None = None
 
 
 class Parameters(BaseModel):
@@ -41,6 +44,10 @@ class KeyedParameters(Parameters):
     """``purpose`` is one of the pack's: each has a key of its own, so purposes cannot be joined."""
 
     purpose: str
+
+
+class TokenParameters(KeyedParameters):
+    """``purpose`` is one of the pack's: each has tokens of its own. They do not change with the epoch."""
 
 
 Run = Callable[[Sequence[pa.Array], Any, Context], pa.Array]
@@ -57,7 +64,7 @@ class Operator:
     None for the column's own. ``roles``: fields it takes together, in that order; empty for one field.
     ``output``: the result's name; empty: the field's own. ``nulls``: when the result can be null.
     ``bound``: what becomes of the field's declared minimum and maximum. ``effect``: for the reader of the
-    curated schema.
+    curated schema. ``deterministic``: whether the same input (and keys, and vault) gives the same result.
     """
 
     name: str
@@ -75,6 +82,7 @@ class Operator:
     nulls: Nulls = "as the input"
     bound: Callable[[Any, float], float] = lambda parameters, value: value
     effect: Callable[[Any], str] = lambda parameters: ""
+    deterministic: bool = True
 
 
 def what_it_took(parameters: Any, taken: Tags) -> Tags:
