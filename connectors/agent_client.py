@@ -71,7 +71,10 @@ class AgentClient:
         while True:
             status, answer, retry_after = self._request(content_type, body)
             if status == 202:
-                return Receipt(answer["spool"], answer["lane"], answer["first_sequence"], answer["count"])
+                return Receipt(
+                    answer["spool"], answer["lane"], answer["first_sequence"], answer["count"],
+                    answer.get("filtered", 0),
+                )  # fmt: skip
             problem = str(answer.get("message", "")) or f"answered {status}"
             if status in (400, 413, 415):
                 reason, field = str(answer.get("reason", "refused")), str(answer.get("field", ""))

@@ -168,6 +168,8 @@ class HttpIngest:
             "spool": receipt.spool, "lane": receipt.lane, "first_sequence": receipt.first_sequence,
             "count": receipt.count,
         }  # fmt: skip
+        if receipt.filtered:  # not taken, by the region's policy: nothing to send again
+            answer["filtered"] = receipt.filtered
         return web.json_response(answer, status=202)
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:

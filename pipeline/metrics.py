@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
@@ -69,6 +70,10 @@ class EdgeMetrics:
             "pipeline_edge_rejected_events", "Events refused with an error to the producer.",
             ["event", "reason"], registry=registry,
         )  # fmt: skip
+        self._minimised = Counter(
+            "pipeline_edge_filtered_events", "Events that a filter of the edge policy kept from being taken.",
+            ["region", "event", "rule"], registry=registry,
+        )  # fmt: skip
         self._forwarded = Counter(
             "pipeline_edge_forwarded_events", "Events acknowledged by the broker.", ["region", "event"],
             registry=registry,
@@ -90,6 +95,10 @@ class EdgeMetrics:
         """``count`` events were refused; ``reason`` is a check's name."""
         self._rejected.labels(event, reason).inc(count)
 
+    def minimised(self, event: str, region: str, rule: str, count: int) -> None:
+        """``count`` events were not taken; ``rule`` is a filter's name."""
+        self._minimised.labels(region, event, rule).inc(count)
+
     def forwarded(self, event: str, region: str, count: int) -> None:
         """The broker acknowledged ``count`` events."""
         self._forwarded.labels(region, event).inc(count)
@@ -106,51 +115,83 @@ class EdgeMetrics:
 
 
 class ProcessorMetrics:
-    """What a processor counts."""
+    """What a processor counts: ``region`` is where its legs end, ``origin`` where they begin."""
 
     def __init__(self, registry: CollectorRegistry, region: str) -> None:
-        self._region = region
+        self._region = self._origin = region
         self._outcomes = Counter(
             "pipeline_processor_processed_events",
-            "Raw records by what became of them: passed, filtered, quarantined, repeat.",
-            ["region", "event", "outcome", "reason"], registry=registry,
+            "Source records by what became of them: passed, filtered, quarantined, repeat.",
+            ["region", "origin", "event", "outcome", "reason"], registry=registry,
         )  # fmt: skip
         self._lag = Gauge(
-            "pipeline_processor_lag_records", "Raw records not yet processed.", ["region", "event"],
-            registry=registry,
+            "pipeline_processor_lag_records", "Source records not yet processed.",
+            ["region", "origin", "event"], registry=registry,
         )  # fmt: skip
         self._latency = BatchHistogram(
             registry, "pipeline_processor_latency_seconds",
-            "From the edge's receipt to the curated record's acknowledgement.", ["region", "event"],
+            "From the edge's receipt (on a border: the origin's delivery) to the acknowledgement.",
+            ["region", "origin", "event"],
         )  # fmt: skip
         self._batch = BatchHistogram(
-            registry, "pipeline_processor_batch_seconds", "Computing one batch.", ["region", "event"]
+            registry, "pipeline_processor_batch_seconds", "Computing one batch.", ["region", "origin", "event"]
         )
         self._retries = Counter(
             "pipeline_processor_restarts", "Partitions taken up again after an error, by the error's class.",
-            ["region", "error"], registry=registry,
+            ["region", "origin", "error"], registry=registry,
         )  # fmt: skip
 
     def processed(self, event: str, counts: dict[tuple[str, str], int]) -> None:
         """One batch's records per (outcome, reason)."""
         for (outcome, reason), count in counts.items():
-            self._outcomes.labels(self._region, event, outcome, reason).inc(count)
+            self._outcomes.labels(self._region, self._origin, event, outcome, reason).inc(count)
 
     def lag(self, event: str, records: int) -> None:
-        """Records between our position and the end of the raw topic."""
-        self._lag.labels(self._region, event).set(records)
+        """Records between our position and the end of the source topic."""
+        self._lag.labels(self._region, self._origin, event).set(records)
 
     def delivered(self, event: str, seconds: np.ndarray) -> None:
         """Seconds from receipt to acknowledgement, one per event."""
-        self._latency.observe((self._region, event), seconds)
+        self._latency.observe((self._region, self._origin, event), seconds)
 
     def computed(self, event: str, seconds: float) -> None:
         """One batch was computed in this time."""
-        self._batch.observe((self._region, event), np.array([seconds]))
+        self._batch.observe((self._region, self._origin, event), np.array([seconds]))
 
     def restarted(self, error: str) -> None:
         """A partition goes back to its last complete position."""
-        self._retries.labels(self._region, error).inc()
+        self._retries.labels(self._region, self._origin, error).inc()
+
+
+class BorderMetrics(ProcessorMetrics):
+    """What the legs into one region over its borders count; :meth:`of` for those from one origin."""
+
+    def __init__(self, registry: CollectorRegistry, region: str) -> None:
+        super().__init__(registry, region)
+        self._basis = ""
+        self._crossings = Counter(
+            "pipeline_border_crossings", "Events delivered over a border, by what permits it.",
+            ["from", "to", "event", "basis"], registry=registry,
+        )  # fmt: skip
+        self._valid = Gauge(
+            "pipeline_transfer_valid_seconds",
+            "Unix time at which the basis of the transfer ends; infinite: it has no end.",
+            ["from", "to"], registry=registry,
+        )  # fmt: skip
+
+    def of(self, origin: str, basis: str, valid_until_us: int | None) -> BorderMetrics:
+        """The same series for one origin; ``valid_until_us``: end of the basis, None for never."""
+        until_s = float("inf") if valid_until_us is None else valid_until_us / 1e6
+        self._valid.labels(origin, self._region).set(until_s)
+        one = copy(self)
+        one._origin, one._basis = origin, basis
+        return one
+
+    def delivered(self, event: str, seconds: np.ndarray) -> None:
+        """Seconds from the origin's delivery to acknowledgement, one per event; each has crossed."""
+        super().delivered(event, seconds)
+        if len(seconds):
+            self._crossings.labels(self._origin, self._region, event, self._basis).inc(len(seconds))
 
 
 class StoreMetrics:

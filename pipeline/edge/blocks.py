@@ -22,12 +22,16 @@ BLOCK_BYTES_MAX = 1 << 20  # a reader holds at least one block: this bounds what
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Proof of a durable commit: the events have sequences ``[first_sequence, first_sequence + count)``."""
+    """Proof of a durable commit: the events have sequences ``[first_sequence, first_sequence + count)``.
+
+    ``filtered``: events of the same call that the region's policy keeps from being taken at all.
+    """
 
     spool: int
     lane: int
     first_sequence: int
     count: int
+    filtered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ class Block:
     """Events on their way to ``partition`` of the raw topic of (region, event).
 
     ``values`` are framed Avro, one per event. ``identity`` is the row in the spool, 0 before it is stored;
-    it grows in the order of acceptance.
+    it grows in the order of acceptance. ``spool`` is the incarnation that numbered the events; 0 is the
+    file's own.
     """
 
     lane: int
@@ -57,6 +62,7 @@ class Block:
     received_ms: int
     values: pa.BinaryArray
     identity: int = 0
+    spool: int = 0
 
     def checksum(self, spool: int, payload: bytes) -> int:
         """CRC-32 over all that is stored but the row number."""

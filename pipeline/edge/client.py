@@ -20,13 +20,16 @@ from pipeline.edge.committer import WAIT_S, Spool
 from pipeline.edge.encoder import EventEncoder, Row
 from pipeline.edge.gate import Gate
 from pipeline.edge.metrics import EdgeMetrics, NoMetrics
+from pipeline.edge.minimising import Admitted, Filtered
 from pipeline.edge.routes import Routes
 from pipeline.edge.submission import WEIGHT_BYTES, Submission
 from pipeline.errors import ConfigError, RecordError, TransientError
+from pipeline.policy.minimise import EdgePlan
 from pipeline.reasons import Reason
 from pipeline.schemas import SchemaStore
 
 COMMIT_S = 60.0  # how long a caller waits for a commit that has begun
+Minimisation: TypeAlias = Mapping[str, Mapping[str, EdgePlan]]  # event -> region -> plan
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | pa.Table | pa.RecordBatch
 
 
@@ -34,11 +37,12 @@ class EdgeClient:
     """Emits events into a spool; safe in several threads. The spool stays its owner's to close.
 
     ``region_of`` maps a jurisdiction to its region (the policy packs' answer), None for an unknown one.
+    ``minimisation``: per event and region, what the region's policy has the edge leave out.
     """
 
     def __init__(
         self, config: Config, schemas: SchemaStore, spool: Spool, region_of: Callable[[str], str | None],
-        metrics: EdgeMetrics | None = None,
+        metrics: EdgeMetrics | None = None, minimisation: Minimisation | None = None,
     ) -> None:  # fmt: skip
         self._edge = config.edge
         self._spool = spool
@@ -51,7 +55,7 @@ class EdgeClient:
             for name, event in schemas.events.items()
         }
         self._gates = {
-            name: Gate(event, config.limits, routes, self._encoders[name])
+            name: Gate(event, config.limits, routes, self._encoders[name], (minimisation or {}).get(name))
             for name, event in schemas.events.items()
         }
         unknown = sorted(set(config.edge.event_lanes) - set(self._gates))
@@ -91,10 +95,13 @@ class EdgeClient:
         """Like :meth:`emit`, but does not wait for the commit; up to ``wait_s`` for room in the queue."""
         number = self._lane(event, lane)
         try:
-            row = self._gate(event).one(fields, source, event_time, jurisdiction)
+            admitted = self._gate(event).admit_one(fields, source, event_time, jurisdiction)
         except RecordError as error:
             self._metrics.rejected(self._label(event), error.reason, 1)
             raise
+        row = admitted.rows
+        if not isinstance(row, tuple):
+            return self._nothing_to_take(event, number, admitted)
         submission = Submission(self._encoders[event], number, row, 1, 1 + _text_bytes(row) // WEIGHT_BYTES)
         return self._submit(submission, wait_s)
 
@@ -110,16 +117,21 @@ class EdgeClient:
                     f"{len(rows)} rows in one call, at most {self._edge.queue_events_max} (queue_events_max)",
                     reason=Reason.OVERSIZE, remedy="send them in parts",
                 )  # fmt: skip
-            batch = gate.many(rows) if len(rows) else None
+            admitted = gate.admit_many(rows) if len(rows) else Admitted(None)
         except RecordError as error:
             self._metrics.rejected(self._label(event), error.reason, max(1, len(rows)))
             raise
-        if batch is None:
-            nothing: Future[Receipt] = Future()
-            nothing.set_result(Receipt(self._spool.spool, number, 0, 0))
-            return nothing
+        batch = admitted.rows
+        if not isinstance(batch, pa.RecordBatch):
+            return self._nothing_to_take(event, number, admitted)
         weight = max(len(batch), batch.nbytes // WEIGHT_BYTES)
-        return self._submit(Submission(self._encoders[event], number, batch, len(batch), weight), wait_s)
+        submission = Submission(
+            self._encoders[event], number, batch, len(batch), weight, admitted.filtered.total()
+        )
+        future = self._submit(submission, wait_s)
+        if admitted.filtered:
+            future.add_done_callback(lambda done: self._count_filtered(event, admitted.filtered, done))
+        return future
 
     @property
     def events(self) -> tuple[str, ...]:
@@ -135,6 +147,21 @@ class EdgeClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _nothing_to_take(self, event: str, lane: int, admitted: Admitted) -> Future[Receipt]:
+        """No rows, or none that the edge policy lets be taken: answered at once."""
+        if not self._open:
+            raise TransientError("the client is closed", operation="emit")
+        nothing: Future[Receipt] = Future()
+        nothing.set_result(Receipt(self._spool.spool, lane, 0, 0, admitted.filtered.total()))
+        self._count_filtered(event, admitted.filtered, nothing)
+        return nothing
+
+    def _count_filtered(self, event: str, filtered: Filtered, done: Future[Receipt]) -> None:
+        """Once the call's outcome is known: a call that failed is made again, and would count twice."""
+        if not done.cancelled() and done.exception() is None:
+            for (region, rule), count in filtered.items():
+                self._metrics.minimised(event, region, rule, count)
 
     def _submit(self, submission: Submission, wait_s: float) -> Future[Receipt]:
         if not self._open:

@@ -2,6 +2,7 @@
 
 Comes in: one mapping, a sequence of mappings, or an Arrow batch. Goes out: rows that the encoder takes, or a
 RecordError that names row, field and reason, never a value. Invariant: all of a call passes, or nothing does.
+What passes is minimised here (pipeline.policy.minimise), before anything of it is stored.
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ from pipeline.checks import Checks
 from pipeline.config import LimitsConfig
 from pipeline.edge.columns import conform
 from pipeline.edge.encoder import STAMPED, EventEncoder, Row, not_stamped
+from pipeline.edge.minimising import Admitted, Minimiser
 from pipeline.edge.routes import Routes
 from pipeline.errors import RecordError
 from pipeline.events import EventType
+from pipeline.policy.minimise import EdgePlan
 from pipeline.reasons import MICROS, Reason
 
 GIVEN = ("source", "event_time", "jurisdiction")  # of the envelope, by the producer
 
 
 class Gate:
-    """The checks of one event type. Holds no state of a call; safe in several threads."""
+    """The checks of one event type. Holds no state of a call; safe in several threads.
 
-    def __init__(self, event: EventType, limits: LimitsConfig, routes: Routes, encoder: EventEncoder) -> None:
+    ``plans``: what each region's policy has the edge leave out of this event.
+    """
+
+    def __init__(
+        self, event: EventType, limits: LimitsConfig, routes: Routes, encoder: EventEncoder,
+        plans: Mapping[str, EdgePlan] | None = None,
+    ) -> None:  # fmt: skip
         self.event = event
         self._limits = limits
         self._routes = routes
@@ -38,6 +47,19 @@ class Gate:
         self._own = compiled(event)
         self._names = frozenset((*GIVEN, *(field.name for field in event.own_fields)))
         self._checks = self._make_checks(frozenset())
+        self._minimiser = Minimiser(event, routes, plans) if plans else None
+
+    def admit_one(
+        self, fields: Mapping[str, Any], source: Any, event_time: Any, jurisdiction: Any
+    ) -> Admitted:
+        """One event, checked and minimised. Raises RecordError, and ConfigError when a minimisation fails."""
+        row = self.one(fields, source, event_time, jurisdiction)
+        return self._minimiser.one(row) if self._minimiser else Admitted(row)
+
+    def admit_many(self, rows: Sequence[Mapping[str, Any]] | pa.Table | pa.RecordBatch) -> Admitted:
+        """At least one row, checked and minimised; raises like :meth:`admit_one`."""
+        batch = self.many(rows)
+        return self._minimiser.many(batch) if self._minimiser else Admitted(batch)
 
     def one(self, fields: Mapping[str, Any], source: Any, event_time: Any, jurisdiction: Any) -> Row:
         """The row of one event; RecordError when it cannot be taken."""

@@ -71,6 +71,7 @@ def _encode_run(run: list[Submission], stamp: Stamp, group: Group) -> int:
 def _receipts(run: Sequence[Submission], stamp: Stamp, group: Group) -> int:
     sequence = stamp.first_sequence
     for one in run:
-        group.receipts.append((one, Receipt(stamp.spool, stamp.lane, sequence, one.count)))
+        receipt = Receipt(stamp.spool, stamp.lane, sequence, one.count, one.filtered)
+        group.receipts.append((one, receipt))
         sequence += one.count
     return sequence

@@ -17,6 +17,9 @@ class EdgeMetrics(Protocol):
     def rejected(self, event: str, reason: str, count: int) -> None:
         """``count`` events were refused."""
 
+    def minimised(self, event: str, region: str, rule: str, count: int) -> None:
+        """A filter of the region's edge policy kept ``count`` events from being taken."""
+
     def forwarded(self, event: str, region: str, count: int) -> None:
         """The broker acknowledged ``count`` events."""
 
@@ -34,6 +37,9 @@ class NoMetrics:
         """Nothing."""
 
     def rejected(self, event: str, reason: str, count: int) -> None:
+        """Nothing."""
+
+    def minimised(self, event: str, region: str, rule: str, count: int) -> None:
         """Nothing."""
 
     def forwarded(self, event: str, region: str, count: int) -> None:

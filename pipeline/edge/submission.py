@@ -41,6 +41,7 @@ class Submission:
     """One call of a producer: all of its rows are taken, or none.
 
     ``rows`` is what the encoder takes as one part; ``weight`` its share of the queue, at least ``count``.
+    ``filtered``: rows of the call that are not among them, for the receipt.
     """
 
     encoder: Encoder
@@ -48,4 +49,5 @@ class Submission:
     rows: Any
     count: int
     weight: int
+    filtered: int = 0
     future: Future[Receipt] = field(default_factory=Future)

@@ -5,6 +5,7 @@ readers is in ``docs/policies.md``, made from this one by :mod:`pipeline.policy.
 """
 
 from pipeline.policy.operators.draws import DRAWS
+from pipeline.policy.operators.edge_places import EDGE_PLACES
 from pipeline.policy.operators.general import GENERAL
 from pipeline.policy.operators.identifiers import IDENTIFIERS
 from pipeline.policy.operators.numbers import NUMBERS, floor_to_step
@@ -31,5 +32,6 @@ __all__ = [
 ]
 
 OPERATORS: dict[str, Operator] = {
-    operator.name: operator for operator in (*GENERAL, *IDENTIFIERS, *PLACES, *TIMES, *NUMBERS, *TEXT, *DRAWS)
+    operator.name: operator
+    for operator in (*GENERAL, *IDENTIFIERS, *PLACES, *TIMES, *NUMBERS, *TEXT, *DRAWS, *EDGE_PLACES)
 }
