@@ -64,6 +64,27 @@ class LimitsConfig(_Strict):
     event_future_max_s: Annotated[float, Field(ge=0)] = 300.0
 
 
+class LaneClass(_Strict):
+    """What one lane of the spool is promised, and what gives way when it is full.
+
+    ``share`` of ``spool_bytes_max`` is kept for the lane. ``block`` refuses new events and never gives one
+    up; ``drop_oldest`` gives up the oldest; ``summarise`` does too and keeps count, minimum, maximum and mean
+    of what it measured. ``drain_order`` newest: after an outage fresh events go before the backlog.
+    """
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    when_full: Literal["block", "drop_oldest", "summarise"] = "block"
+    drain_order: Literal["oldest", "newest"] = "oldest"
+
+
+LANE_CLASSES = {
+    "urgent": LaneClass(share=0.2),
+    "normal": LaneClass(share=0.5),
+    "bulk": LaneClass(share=0.1, when_full="drop_oldest"),
+}
+STEPS_PER_SPOOL_MIN = 16  # a step in flight cannot be given up: it must be a small part of the spool
+
+
 class EdgeConfig(_Strict):
     """The spool and its forwarder."""
 
@@ -78,6 +99,12 @@ class EdgeConfig(_Strict):
     )
     lanes: tuple[str, ...] = ("urgent", "normal", "bulk")  # index = lane number on the wire
     event_lanes: dict[str, str] = {}  # event -> lane; otherwise "normal"
+    classes: dict[str, LaneClass] = LANE_CLASSES  # by lane; what is not named keeps its default
+    spool_bytes_max: Annotated[int, Field(ge=65_536)] = 1 << 30  # events that wait, and their rows
+    spool_age_max_s: Annotated[float, Field(gt=0)] | None = None  # older ones are given up, in every class
+    free_bytes_min: Annotated[int, Field(ge=0)] = 64 << 20  # with less free on the disk the spool does not grow
+    drain_events_per_s: Annotated[float, Field(gt=0)] | None = None  # of a backlog, per region
+    drain_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, written to the run folder
 
     @model_validator(mode="after")
@@ -89,7 +116,22 @@ class EdgeConfig(_Strict):
         unknown = sorted(set(self.event_lanes.values()) - set(self.lanes))
         if unknown:
             raise ValueError(f"event_lanes names lanes that do not exist: {', '.join(unknown)}")
+        unknown = sorted(set(self.classes) - set(self.lanes) - set(LANE_CLASSES))
+        if unknown:
+            raise ValueError(f"classes names lanes that do not exist: {', '.join(unknown)}")
+        shares = sum(self.lane_class(name).share for name in self.lanes)
+        if shares > 1 + 1e-9:
+            raise ValueError(f"the lanes' shares must not add up to more than 1, got {shares:g}")
         return self
+
+    def lane_class(self, name: str) -> LaneClass:
+        """The class of a lane: configured, or the default of that name."""
+        return self.classes.get(name) or LANE_CLASSES.get(name) or LaneClass()
+
+    @property
+    def step_bytes(self) -> int:
+        """What one forward step of a lane may take out of the spool at once."""
+        return min(self.forward_bytes_max, self.spool_bytes_max // STEPS_PER_SPOOL_MIN)
 
 
 class ProcessorConfig(_Strict):
@@ -151,6 +193,10 @@ class Config(_Strict):
     def keys_path(self, region: str) -> Path:
         """Folder of the region's key store."""
         return self.region(region).keys or self.state / "keys" / region
+
+    def vault_path(self, region: str) -> Path:
+        """The region's token vault."""
+        return self.keys_path(region) / "vault.sqlite"
 
     def spool_path(self, name: str) -> Path:
         """The spool file of one edge agent."""

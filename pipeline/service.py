@@ -23,6 +23,7 @@ from connectors.http_ingest import HttpIngest
 from connectors.kafka import KafkaAdmin, KafkaReader, KafkaWriter, ReaderOptions, TopicSpec
 from connectors.kafka_scan import LogScanner
 from connectors.lake import Lake
+from connectors.token_vault import SqliteTokenVault, create_vault
 from pipeline.checks import Checks
 from pipeline.config import ClusterConfig, Config
 from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool
@@ -105,17 +106,19 @@ class Project:
                 await admin.ensure_topics(self.topic_specs(region))
 
     def create_keys(self, regions: list[str]) -> None:
-        """Make the root keys that are missing; one that exists is never touched."""
+        """Make the root keys and token vaults that are missing; one that exists is never touched."""
         for region in regions:
             create_keys(self.config.keys_path(region), region, self.packs.pack(region).purposes)
+            create_vault(self.config.vault_path(region))
 
     def leg(self, region: str, event: str) -> Leg:
         """The landing leg of an event. Raises ConfigError when the policy does not type-check, the curated
         schema is not the locked one, or a key is missing."""
         kind = self.schemas.events[event]
         plan = compile_plan(
-            self.packs.pack(region), kind, region, region, FileKeyStore(self.config.keys_path(region))
-        )
+            self.packs.pack(region), kind, region, region, FileKeyStore(self.config.keys_path(region)),
+            vault=SqliteTokenVault(self.config.vault_path(region)),
+        )  # fmt: skip
         locked = self.schemas.latest(curated_subject(region, event))
         if locked.schema != plan.schema:
             raise ConfigError(

@@ -17,9 +17,13 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.events import EventField, EventType
+from pipeline.policy.derive import curated_event, curated_schema
 from pipeline.policy.keys import KEY_BYTES, hkdf_sha256
 from pipeline.policy.pack import Example, Pack
-from pipeline.policy.plan import Applied, compile_plan
+from pipeline.policy.packs import Packs
+from pipeline.policy.plan import Applied, Plan
+from pipeline.policy.typecheck import check_flow
+from pipeline.policy.tokens import ExampleVault
 
 _NOT_A_SECRET = b"edge-to-core-pipeline/example-key: known to everyone, protects nothing"
 _ENVELOPE: dict[str, Any] = {
@@ -64,27 +68,49 @@ class ExampleResult:
         return not self.faults
 
 
-def run_examples(pack: Pack, events: Mapping[str, EventType]) -> list[ExampleResult]:
-    """Every example of a pack, in its order. An example that cannot run has failed; nothing raises."""
+def run_examples(packs: Packs, region: str, events: Mapping[str, EventType]) -> list[ExampleResult]:
+    """Every example of a region's pack, in its order. One that cannot run has failed; nothing raises.
+
+    An example with an origin goes the whole way: lands there, then crosses. Validity is not asked: an example
+    says what the rules do.
+    """
     return [
-        ExampleResult(pack.region, example.event, example.name, tuple(_faults(pack, events, example)))
-        for example in pack.examples
+        ExampleResult(region, example.event, example.name, tuple(_faults(packs, region, events, example)))
+        for example in packs.pack(region).examples
     ]
 
 
-def _faults(pack: Pack, events: Mapping[str, EventType], example: Example) -> Iterator[str]:
+def _faults(
+    packs: Packs, region: str, events: Mapping[str, EventType], example: Example
+) -> Iterator[str]:
     event = events.get(example.event)
     if event is None:
         yield f"no such event; there are {', '.join(sorted(events))}"
         return
     try:
-        batch = _batch(pack, event, example.input)
-        plan = compile_plan(pack, event, pack.region, pack.region, ExampleKeys())
-        applied = plan.apply(batch)
+        origin = example.origin or region
+        applied = _landed(packs, origin, event, example.input)
+        if origin != region and not applied.filtered:
+            applied = _crossed(packs, (origin, region), event, applied)
     except ConfigError as error:
         yield str(error)
         return
     yield from _differences(example, applied)
+
+
+def _landed(packs: Packs, region: str, event: EventType, given: Mapping[str, Any]) -> Applied:
+    terms = packs.terms(region, region)
+    batch = _batch(packs.pack(region), event, given)
+    return Plan(check_flow(terms, event), ExampleKeys()).apply(batch)
+
+
+def _crossed(packs: Packs, leg: tuple[str, str], event: EventType, landed: Applied) -> Applied:
+    origin, destination = leg
+    flow = check_flow(packs.terms(origin, origin), event)
+    curated = curated_event(event, curated_schema(flow))
+    position = [pa.array([0], kind) for kind in (pa.int32(), pa.int64())]
+    batch = pa.RecordBatch.from_arrays([*landed.batch.columns, *position], schema=curated.arrow)
+    return Plan(check_flow(packs.terms(origin, destination), curated), ExampleKeys()).apply(batch)
 
 
 def _differences(example: Example, applied: Applied) -> Iterator[str]:
