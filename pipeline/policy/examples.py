@@ -22,8 +22,8 @@ from pipeline.policy.keys import KEY_BYTES, hkdf_sha256
 from pipeline.policy.pack import Example, Pack
 from pipeline.policy.packs import Packs
 from pipeline.policy.plan import Applied, Plan
-from pipeline.policy.typecheck import check_flow
 from pipeline.policy.tokens import ExampleVault
+from pipeline.policy.typecheck import check_flow
 
 _NOT_A_SECRET = b"edge-to-core-pipeline/example-key: known to everyone, protects nothing"
 _ENVELOPE: dict[str, Any] = {
@@ -101,7 +101,7 @@ def _faults(
 def _landed(packs: Packs, region: str, event: EventType, given: Mapping[str, Any]) -> Applied:
     terms = packs.terms(region, region)
     batch = _batch(packs.pack(region), event, given)
-    return Plan(check_flow(terms, event), ExampleKeys()).apply(batch)
+    return Plan(check_flow(terms, event), ExampleKeys(), ExampleVault()).apply(batch)
 
 
 def _crossed(packs: Packs, leg: tuple[str, str], event: EventType, landed: Applied) -> Applied:
@@ -110,7 +110,8 @@ def _crossed(packs: Packs, leg: tuple[str, str], event: EventType, landed: Appli
     curated = curated_event(event, curated_schema(flow))
     position = [pa.array([0], kind) for kind in (pa.int32(), pa.int64())]
     batch = pa.RecordBatch.from_arrays([*landed.batch.columns, *position], schema=curated.arrow)
-    return Plan(check_flow(packs.terms(origin, destination), curated), ExampleKeys()).apply(batch)
+    flow = check_flow(packs.terms(origin, destination), curated)
+    return Plan(flow, ExampleKeys(), ExampleVault()).apply(batch)
 
 
 def _differences(example: Example, applied: Applied) -> Iterator[str]:

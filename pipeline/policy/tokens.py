@@ -5,8 +5,9 @@ a subject has one token inside one (region, purpose, domain), whichever process 
 forgotten; no key gives a token back or makes it again; nothing passes without a vault.
 
 The vault never sees a subject, only HMAC-SHA-256(key, domain 0x00 identifier): who steals the vault alone
-cannot test guesses. The key is derived from the key store's for the epoch named ``vault`` under a label of
-its own. Tokens outlive epochs: who has to be followed over years is followed by token, and that is why their
+cannot test guesses. The key is derived, under a label of its own, from the key store's for an epoch before all
+others: a later generation of the root does not touch it, and a purpose that tokenises has to keep its first
+root. Tokens outlive epochs: who has to be followed over years is followed by token, and that is why their
 entry must be deletable. A token is a pseudonym in the sense of GDPR 4(5) as long as its entry exists; once it
 is gone, neither key nor guess leads from the subject to the rows (GDPR 17).
 """
@@ -26,7 +27,7 @@ from pipeline.policy.keys import KEY_BYTES, KeyStore, hkdf_sha256
 from pipeline.policy.tags import covered
 
 TOKEN_BYTES = 16
-VAULT_EPOCH = "vault"  # stands where the name of an epoch stands; no epoch is called so
+VAULT_EPOCH = "0000-01"  # earlier than every event's, so that the purpose's first root serves it for ever
 TOKENISED = frozenset({"identifier"})  # tags that become tokens
 _LABEL = b"edge-to-core-pipeline/token-vault/v1\0"
 
