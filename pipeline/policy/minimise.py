@@ -9,7 +9,8 @@ afterwards gives no more than landing alone would have given.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from pipeline.policy.keys import KeyStore
 from pipeline.policy.operators import Context, KeyedParameters, Parameters
 from pipeline.policy.operators.edge_places import ROLES, snap
 from pipeline.policy.pack import Pack
+from pipeline.policy.packs import Packs
 from pipeline.policy.pseudonyms import Epochs, Pseudonymiser, epoch_index, epoch_name
 from pipeline.policy.rules import EventRules, Rule
 from pipeline.policy.terms import Terms
@@ -176,3 +178,28 @@ def _steps(part: EventRules, event: EventType) -> Iterator[_Step]:
             yield _Step(rule, (event.field(name),))
         elif event.field(name).role == ROLES[0]:
             yield _Step(rule, tuple(event.field(snapped[role]) for role in ROLES))
+
+
+def edge_plans(
+    packs: Packs,
+    regions: Iterable[str],
+    events: Mapping[str, EventType],
+    keys: Callable[[str], KeyStore | None],
+) -> dict[str, dict[str, EdgePlan]]:
+    """The minimisation of every event in every region that asks for one: event -> region -> plan.
+
+    ``keys``: a region's key store, None where the agent has none. Raises ConfigError like
+    :func:`compile_edge`.
+    """
+    now_us = time.time_ns() // 1000
+    found: dict[str, dict[str, EdgePlan]] = {}
+    for region in regions:
+        pack = packs.pack(region)
+        later = [packs.terms(*leg) for leg in packs.legs() if leg[0] == region]
+        for name in pack.edge.events:
+            if name not in events:
+                continue  # said when the pack was read
+            plan = compile_edge(pack, events[name], keys(region), now_us, later)
+            if plan is not None:
+                found.setdefault(name, {})[region] = plan
+    return found
