@@ -32,6 +32,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "deterministic_encrypt": [{"purpose": "x"}],
     "coarsen_location": [{"cell_km2": 1.0}, {"cell_km2": 1.0, "grid": "geohash"}],
     "coarsen_cell": [{"cell_km2": 1.0}],
+    "snap_location": [{"cell_km2": 1.0}],
     "tokenise": [{"purpose": "x"}],
     "noise": [{"epsilon": 1.0, "lower": 0.0, "upper": 1.0}],
     "randomised_response": [{"epsilon": 1.0}, {"epsilon": 1.0, "values": ["a", "b"]}],
