@@ -32,6 +32,7 @@ TAGS: dict[str, str] = {
     "text.free": "text a person wrote: may hold anything",
     "text.redacted": "such text without the patterns that a machine finds; names and stories remain",
     "quasi": "identifies together with other fields or other people's books",
+    "quasi.crowd": "a trait that at least k people of the released set share",
     "quasi.coarse": "a trait put into few declared groups: only a crowd in each group hides a person",
     "quasi.noised": "a trait with noise or answered by chance: one value can be denied, a subject's many cannot",
     "measurement": "a physical quantity or a count",

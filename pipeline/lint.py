@@ -27,6 +27,7 @@ _CODES = {t for t in TAGS if t.startswith("identifier.")} | {
     "pseudonym",
     "quasi",
     "quasi.coarse",
+    "quasi.crowd",
     "category",
 }
 _RANGED = {"measurement", "location.precise"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from pipeline.cli.output import Session, session
 from pipeline.errors import ConfigError
 from pipeline.policy import (
     Explanation,
+    Judgement,
     Survey,
     derived_schemas,
     explain,
@@ -90,53 +93,79 @@ def schema_lock(
 
 
 def policy_check(context: typer.Context) -> None:
-    """Type-check every event in every region: what each field becomes, and all that is denied."""
+    """Type-check every event, from every origin to every destination: what becomes of each field, what is not
+    permitted, and all that is wrong."""
     here = session(context)
-    flows, violations = judge_all(*_surveyed(here))
+    survey, events = _surveyed(here)
+    judged = judge_all(survey, events)
     rows = [
         {
-            "event": flow.event.name, "region": flow.region, "field": field.name, "tags": sorted(field.tags),
-            "operator": decision.operator.name, "result": sorted(decision.result),
-            "source": decision.source,
+            "event": flow.event.name, "origin": flow.terms.origin, "destination": flow.region,
+            "region": flow.region, "field": field.name, "tags": sorted(field.tags),
+            "operator": decision.operator.name, "result": sorted(decision.result) if decision.output else [],
+            "rule": decision.rule, "source": decision.source,
         }
-        for flow in flows for decision in flow.decisions for field in decision.fields
+        for flow in judged.flows for decision in flow.decisions for field in decision.fields
     ]  # fmt: skip
     if here.json:
-        here.print_json({"fields": rows, "violations": [asdict(violation) for violation in violations]})
+        here.print_json(
+            {
+                "fields": rows, "denied": [asdict(denial) for denial in judged.denied],
+                "violations": [asdict(violation) for violation in judged.violations],
+            }
+        )  # fmt: skip
     else:
         here.print_table(
-            ("event", "region", "field", "is", "operator", "becomes"),
+            ("event", "from", "to", "field", "is", "operator", "becomes"),
             [
-                (r["event"], r["region"], r["field"], ", ".join(r["tags"]), r["operator"],
+                (r["event"], r["origin"], r["destination"], r["field"], ", ".join(r["tags"]), r["operator"],
                  ", ".join(r["result"]) or "-")
                 for r in rows
             ],
         )  # fmt: skip
-        for violation in violations:
+        for line in _denied(judged, len(events)):
+            here.console.print(line, markup=False, soft_wrap=True)
+        for violation in judged.violations:
             here.console.print(violation.line, style="red", markup=False, soft_wrap=True)
-    if violations:
+        legs = len({(flow.terms.origin, flow.region) for flow in judged.flows})
+        told = f"{len(judged.flows)} flows on {legs} legs, {len(judged.violations)} violations"
+        here.console.print(told, style="red" if judged.violations else "")
+    if judged.violations:
         raise typer.Exit(2)
+
+
+def _denied(judged: Judgement, events: int) -> Iterator[str]:
+    """What is not permitted, one line per leg and reason."""
+    legs: dict[tuple[str, str, str], list[str]] = {}
+    for denial in judged.denied:
+        legs.setdefault((denial.origin, denial.destination, denial.reason), []).append(denial.event)
+    for (origin, destination, reason), names in legs.items():
+        what = "every event" if len(names) == events else ", ".join(names)
+        yield f"denied: {origin} to {destination}: {what}: {reason}"
 
 
 def policy_explain(
     context: typer.Context,
     event: Annotated[str, typer.Option(help="name of the event")],
     field: Annotated[str, typer.Option(help="name of the field")],
-    region: Annotated[str, typer.Option(help="where it would land")],
+    region: Annotated[str, typer.Option(help="where it is collected and lands")],
+    to: Annotated[str | None, typer.Option(help="over the border to this region")] = None,
 ) -> None:
-    """What happens to a field in a region, by which rule and law; or why it is denied."""
+    """What happens to a field in a region or over a border, by which rule and law; or why it is denied."""
     here = session(context)
     survey, events = _surveyed(here)
     if event not in events:
         raise ConfigError(
             f"no such event {event!r}; there are {', '.join(sorted(events))}", operation="policy explain"
         )
-    broken = [violation for violation in survey.violations if violation.destination in ("", region)]
-    if broken and region not in survey.packs.regions:
-        raise ConfigError(
-            "; ".join(map(str, broken)), operation="policy explain", place=f"policies/{region}.toml"
-        )
-    told = explain(survey.packs.pack(region), events[event], field)
+    ends = ("", region, to or region)
+    broken = [v for v in survey.violations if v.destination in ends and v.origin in ends]
+    for end in {region, to or region} - set(survey.packs.regions):
+        if unread := [v for v in broken if v.destination == end]:
+            raise ConfigError(
+                "; ".join(map(str, unread)), operation="policy explain", place=f"policies/{end}.toml"
+            )
+    told = explain(survey.packs, events[event], field, region, to or region)
     if here.json:
         faults = [asdict(violation) for violation in broken]
         here.print_json({**asdict(told), "outcome": told.outcome, "pack_violations": faults})
@@ -158,7 +187,7 @@ def policy_test(
     events = SchemaStore.load(folder).events
     packs = load_packs(folder / "policies", events)
     regions = packs.regions if region is None else (region,)
-    results = [result for name in regions for result in run_examples(packs.pack(name), events)]
+    results = [result for name in regions for result in run_examples(packs, name, events)]
     failed = [result for result in results if not result.passed]
     if here.json:
         here.print_json([{**asdict(result), "passed": result.passed} for result in results])
@@ -180,7 +209,7 @@ def _surveyed(here: Session) -> tuple[Survey, dict[str, EventType]]:
     """The packs as they are, sound or not, and the events."""
     folder = here.config.schemas_path()
     events = SchemaStore.load(folder).events
-    return survey_packs(folder / "policies", events), events
+    return survey_packs(folder / "policies", events, now_us=time.time_ns() // 1000), events
 
 
 def _told(told: Explanation) -> list[tuple[str, str]]:
@@ -189,13 +218,17 @@ def _told(told: Explanation) -> list[tuple[str, str]]:
         ("field", f"{told.event}.{told.field}: {told.doc}"),
         *(("is", f"{tag}: {meaning}") for tag, meaning in told.tags.items()),
         ("outcome", told.outcome),
-        ("rule", f"landing.{told.rule}" if told.rule else "none"),
+        ("basis", told.basis),
+        ("valid", f"until {told.valid_until}" if told.valid_until else ""),
+        ("rule", told.rule or "none"),
         ("operator", f"{told.operator}: {told.does}" if told.operator else "none"),
         *(("with", f"{name} = {value}") for name, value in told.parameters.items()),
         ("effect", told.effect),
         ("becomes", ", ".join(told.becomes)),
         ("column", told.column or ""),
         ("source", told.source),
+        ("crowd", told.crowd),
+        ("consent", told.consent),
         *(("filter", f"{name}: {source}") for name, source in told.filters.items()),
     ]
     return [(name, text) for name, text in lines if text]

@@ -1,8 +1,9 @@
 """The curated schema: what a flow's columns look like, derived from the event's schema and the pack.
 
-Comes in: a checked :class:`Flow`. Goes out: an Avro record (subject ``<region>.curated.<event>``) and the
-exact Arrow schema of its batches. Invariant: every column says in its ``confluent:tags`` what it is *after*
-the policy, and in its doc which rule made it so.
+Comes in: a checked :class:`Flow`. Goes out: an Avro record (subject ``<region>.curated.<event>``, and
+``<destination>.curated.<event>.<origin>`` for what crossed a border) and the exact Arrow schema of its
+batches. Invariant: every column says in its ``confluent:tags`` what it is *after* the policy, and in its doc
+which rules made it so.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.events import EventType, arrow_schema, split_null
-from pipeline.policy.load import Packs
-from pipeline.policy.typecheck import RAW_POSITION, Decision, Flow, check_flow
+from pipeline.policy.flow import ORIGIN, RAW_POSITION, Decision, Flow
+from pipeline.policy.packs import Packs
+from pipeline.policy.typecheck import check_flow
 
 _RAW_DOCS = {
     "raw_partition": "Partition of the raw topic the event was read from; see raw_offset.",
@@ -23,52 +25,76 @@ _RAW_DOCS = {
 _QUANTITY = ("unit", "minimum", "maximum")
 
 
-def curated_subject(destination: str, event: str, origin: str | None = None) -> str:
-    """The subject under which the curated schema is locked; ``origin``: the region it crosses from."""
-    landed = f"{destination}.curated.{event}"
-    return landed if origin is None or origin == destination else f"{landed}.{origin}"
+def curated_subject(region: str, event: str, origin: str | None = None) -> str:
+    """The subject under which the curated schema is locked; ``origin``: where it crossed from."""
+    return f"{region}.curated.{event}" + (f".{origin}" if origin not in (None, region) else "")
 
 
 def derived_schemas(packs: Packs, events: Mapping[str, EventType]) -> dict[str, dict[str, Any]]:
-    """Curated schema of every event in every region, by subject; needs no keys.
+    """Curated schema of every event on every leg, by subject; needs no keys and asks for no validity.
 
     Raises ConfigError for the first flow whose tags do not fit.
     """
-    return {
-        curated_subject(region, name): curated_schema(check_flow(packs.pack(region), event, region, region))
-        for region in packs.regions
-        for name, event in sorted(events.items())
-    }
+    schemas: dict[str, dict[str, Any]] = {}
+    for origin, destination in packs.legs():  # landings first: a border's input is a landing's result
+        terms = packs.terms(origin, destination)
+        for name, event in sorted(events.items()):
+            if not terms.permits(name):
+                continue
+            if terms.crosses:
+                event = curated_event(event, schemas[curated_subject(origin, name)])
+            subject = curated_subject(destination, name, origin)
+            schemas[subject] = curated_schema(check_flow(terms, event))
+    return schemas
+
+
+def curated_event(event: EventType, schema: dict[str, Any]) -> EventType:
+    """An event as its origin's store has it: what a border takes. Not locked: version and id are 0."""
+    return EventType(event.name, 0, 0, schema)
 
 
 def curated_schema(flow: Flow) -> dict[str, Any]:
     """The Avro record of what leaves the flow, ending with the raw position."""
     originals = {field["name"]: field for field in flow.event.schema["fields"]}
-    raw_types = dict(zip(RAW_POSITION, ("int", "long"), strict=True))
+    origin = flow.terms.origin if flow.terms.crosses else ""
+    namespace = f"pipeline.curated.{_identifier(flow.region)}" + (
+        f".from_{_identifier(origin)}" if origin else ""
+    )
     return {
         "type": "record",
         "name": flow.event.name,
-        "namespace": f"pipeline.curated.{flow.region.replace('-', '_')}",
+        "namespace": namespace,
         "doc": f"{flow.event.schema.get('doc', '')} As {flow.region} may hold it.".strip(),
-        "fields": [_field(decision, originals) for decision in flow.columns]
-        + [
-            {
-                "name": name,
-                "type": raw_types[name],
-                "doc": _RAW_DOCS[name],
-                "confluent:tags": ["transport"],
-                "unit": "1",
-                "minimum": 0,
-            }
-            for name in RAW_POSITION
-        ],
+        "fields": [_field(decision, originals) for decision in flow.columns] + _appended(flow),
     }
 
 
-def curated_arrow(schema: dict[str, Any]) -> pa.Schema:
-    """Exact Arrow schema of the policy's result: the record's columns without the raw position."""
-    whole = arrow_schema(schema)
-    return pa.schema(list(whole)[: -len(RAW_POSITION)])
+def _appended(flow: Flow) -> list[dict[str, Any]]:
+    raw_types = dict(zip(RAW_POSITION, ("int", "long"), strict=True))
+    position = [
+        {
+            "name": name,
+            "type": raw_types[name],
+            "doc": _RAW_DOCS[name],
+            "confluent:tags": ["transport"],
+            "unit": "1",
+            "minimum": 0,
+        }
+        for name in RAW_POSITION
+    ]
+    if not flow.terms.crosses:
+        return position
+    doc = "Region that collected the event; the raw position below is one of its topics'."
+    return [{"name": ORIGIN, "type": "string", "doc": doc, "confluent:tags": ["jurisdiction"]}, *position]
+
+
+def _identifier(region: str) -> str:
+    return region.replace("-", "_")
+
+
+def curated_arrow(flow: Flow, schema: dict[str, Any]) -> pa.Schema:
+    """Exact Arrow schema of the policy's result: the record's columns without those that are appended."""
+    return pa.schema(list(arrow_schema(schema))[: -len(flow.appended)])
 
 
 def _field(decision: Decision, originals: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -80,9 +80,7 @@ def run_examples(packs: Packs, region: str, events: Mapping[str, EventType]) -> 
     ]
 
 
-def _faults(
-    packs: Packs, region: str, events: Mapping[str, EventType], example: Example
-) -> Iterator[str]:
+def _faults(packs: Packs, region: str, events: Mapping[str, EventType], example: Example) -> Iterator[str]:
     event = events.get(example.event)
     if event is None:
         yield f"no such event; there are {', '.join(sorted(events))}"

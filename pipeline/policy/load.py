@@ -1,60 +1,26 @@
 """All packs of a deployment, together.
 
 Comes in: the folder ``policies/*.toml``. Goes out: :class:`Packs`, or one ConfigError with every fault of
-every file. Invariant: a jurisdiction belongs to exactly one region.
+every file. Invariant: a jurisdiction belongs to exactly one region, and no transfer leads where no pack is or
+where one end forbids it.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.events import EventType
+from pipeline.policy.borders import border_faults, expiry_faults
+from pipeline.policy.edge_check import edge_faults
 from pipeline.policy.faults import pack_faults
 from pipeline.policy.pack import Pack, parse_pack
+from pipeline.policy.packs import Packs
 from pipeline.policy.violations import Violation
-
-
-class Packs:
-    """The packs by region, and who is responsible for which jurisdiction. Read-only."""
-
-    def __init__(self, packs: Iterable[Pack]) -> None:
-        self._packs = {pack.region: pack for pack in packs}
-        self._region_of = {j: pack.region for pack in self._packs.values() for j in pack.jurisdictions}
-
-    @property
-    def regions(self) -> tuple[str, ...]:
-        """Names of all regions, sorted."""
-        return tuple(sorted(self._packs))
-
-    @cached_property
-    def known(self) -> frozenset[str]:
-        """Every jurisdiction that some region claims."""
-        return frozenset(self._region_of)
-
-    def pack(self, region: str) -> Pack:
-        """The region's pack; ConfigError when there is none."""
-        try:
-            return self._packs[region]
-        except KeyError:
-            raise ConfigError(
-                f"no policy pack for region {region!r}; there are {', '.join(self.regions)}",
-                operation="policy",
-                remedy="without a pack nothing may land: add one to schemas/policies",
-            ) from None
-
-    def region_of(self, jurisdiction: str) -> str | None:
-        """The one region that claims it, to the letter; None: hold it, never guess."""
-        return self._region_of.get(jurisdiction)
-
-    def jurisdictions(self, region: str) -> frozenset[str]:
-        """All that the region claims."""
-        return frozenset(self.pack(region).jurisdictions)
 
 
 @dataclass(frozen=True)
@@ -65,20 +31,27 @@ class Survey:
     violations: tuple[Violation, ...]
 
 
-def load_packs(directory: Path, events: Mapping[str, EventType]) -> Packs:
-    """Read every pack of a folder and check it against the events.
+def load_packs(directory: Path, events: Mapping[str, EventType], *, now_us: int | None = None) -> Packs:
+    """Read every pack of a folder and check it against the events and the other packs.
 
-    Raises ConfigError with all faults of all files, each as ``file: place: what is wrong; what to do``.
+    Raises ConfigError with all faults of all files, each as ``file: place: what is wrong; what to do``. With
+    ``now_us`` (microseconds since 1970 UTC) a transfer whose basis has ended is one of them. Without, it only
+    keeps its own legs from being compiled: a region must not stop landing at midnight because of a border.
     """
-    survey = survey_packs(directory, events)
+    survey = survey_packs(directory, events, now_us=now_us)
     if survey.violations:
-        told = [f"{v.destination}.toml: {v}" if v.destination else str(v) for v in survey.violations]
+        told = [
+            f"{file}.toml: {v}" if (file := v.origin or v.destination) else str(v) for v in survey.violations
+        ]
         raise ConfigError("; ".join(told), operation="policy packs", place=str(directory))
     return survey.packs
 
 
-def survey_packs(directory: Path, events: Mapping[str, EventType]) -> Survey:
-    """Read every pack of a folder, faulty or not: to tell its writer what is wrong, never to run it."""
+def survey_packs(directory: Path, events: Mapping[str, EventType], *, now_us: int | None = None) -> Survey:
+    """Read every pack of a folder, faulty or not: to tell its writer what is wrong, never to run it.
+
+    ``now_us`` as for :func:`load_packs`.
+    """
     packs: list[Pack] = []
     faults: list[Violation] = []
     files = sorted(directory.glob("*.toml"))
@@ -90,7 +63,12 @@ def survey_packs(directory: Path, events: Mapping[str, EventType]) -> Survey:
     if not files:
         faults.append(Violation("policies", "no pack here: without a policy nothing may land", "add one"))
     faults += _conflicts(packs)
-    return Survey(Packs(packs), tuple(faults))
+    together = Packs(packs)
+    faults += border_faults(together, events)
+    faults += _edge_faults(together, events)
+    if now_us is not None:
+        faults += expiry_faults(together, now_us)
+    return Survey(together, tuple(faults))
 
 
 def _read(file: Path, events: Mapping[str, EventType]) -> tuple[Pack | None, list[Violation]]:
@@ -107,6 +85,21 @@ def _read(file: Path, events: Mapping[str, EventType]) -> tuple[Pack | None, lis
         problem = f"expected {file.stem!r} as in the file's name, got {pack.region!r}"
         faults.append(Violation("region", problem))
     return pack, faults + list(pack_faults(pack, events))
+
+
+def _edge_faults(packs: Packs, events: Mapping[str, EventType]) -> list[Violation]:
+    legs = packs.legs()
+    return [
+        fault
+        for region in packs.regions
+        for name in packs.pack(region).edge.events
+        if name in events
+        for fault in edge_faults(
+            packs.pack(region),
+            events[name],
+            [packs.terms(*leg) for leg in legs if leg[0] == region != leg[1]],
+        )
+    ]
 
 
 def _conflicts(packs: list[Pack]) -> list[Violation]:

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.errors import ConfigError
 from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.retention import Retention
 from pipeline.policy.rules import EdgeRules, Jurisdiction, Law, LegRules, Name, Strict
@@ -98,17 +97,6 @@ class Pack(Strict):
         content = self.model_dump(mode="json", by_alias=True, exclude={"examples"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def leg(self, origin: str, destination: str) -> LegRules:
-        """The rules from origin to destination; ConfigError for a flow that the pack does not permit."""
-        if origin == destination == self.region:
-            return self.landing
-        raise ConfigError(
-            f"no leg from {origin} to {destination}: what is not permitted is denied",
-            operation="policy",
-            place=f"pack {self.region}",
-            remedy=f"the pack of {self.region} permits {self.region} to {self.region}",
-        )
 
 
 def parse_pack(raw: Mapping[str, Any]) -> tuple[Pack | None, list[Violation]]:

@@ -1,6 +1,7 @@
-"""A checked flow, compiled: a batch of raw events in, what the destination may hold out.
+"""A checked flow, compiled: a batch of events in, what the destination may hold out.
 
-Comes in: decoded, checked rows of one event type. Goes out: :class:`Applied`. Invariants: same rows and keys
+Comes in: decoded, checked rows of one event type, raw ones for a landing, the origin's curated ones (with
+their raw position) for a border. Goes out: :class:`Applied`. Invariants: same rows and keys
 give the same result; the result has exactly the compiled columns, each with tags the destination may hold,
 looked at again on every batch; whatever goes wrong raises, and the message names fields and never holds a
 value.
@@ -20,20 +21,22 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.events import EventType
 from pipeline.policy.derive import curated_arrow, curated_schema
 from pipeline.policy.encryption import Encrypter
-from pipeline.policy.filters import Filter, dropped
+from pipeline.policy.filters import dropped
+from pipeline.policy.flow import EVENT_TIME, Decision, Flow
 from pipeline.policy.keys import KeyStore
-from pipeline.policy.operators import Context, KeyedParameters
-from pipeline.policy.pack import Pack
+from pipeline.policy.operators import Context, KeyedParameters, TokenParameters
 from pipeline.policy.pseudonyms import EpochKind, Epochs, Pseudonymiser, epoch_index, epoch_name
 from pipeline.policy.tags import uncovered
-from pipeline.policy.typecheck import EVENT_TIME, Decision, Flow, check_flow
+from pipeline.policy.terms import Terms
+from pipeline.policy.tokens import Tokeniser, TokenVault
+from pipeline.policy.typecheck import check_flow
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Applied:
-    """``batch``: the curated rows, without raw position. ``kept``: their rows in the input, ascending.
+    """``batch``: the curated rows, without raw position (and origin). ``kept``: their input rows, ascending.
 
     ``filtered``: rows of the input per filter, ascending and disjoint.
     """
@@ -46,28 +49,32 @@ class Applied:
 class Plan:
     """One event on one leg. Reusable over batches, not shared between threads (it remembers pseudonyms)."""
 
-    def __init__(self, pack: Pack, flow: Flow, filters: tuple[Filter, ...], keys: KeyStore) -> None:
-        self.event: EventType = flow.event
-        self.region: str = flow.region
-        self.policy_hash: str = pack.hash
+    def __init__(self, flow: Flow, keys: KeyStore, vault: TokenVault | None = None) -> None:
+        terms = flow.terms
+        self.event: EventType = flow.input
+        self.terms: Terms = terms
+        self.region: str = terms.destination
+        self.policy_hash: str = terms.hash
         self.schema: dict[str, Any] = curated_schema(flow)
-        self.arrow: pa.Schema = curated_arrow(self.schema)
+        self.arrow: pa.Schema = curated_arrow(flow, self.schema)
         self._flow = flow
-        self._filters = filters
         self._tags = {str(decision.output): decision.result for decision in flow.columns}
-        self._hierarchies = pack.hierarchies
-        self._epoch: EpochKind = pack.epoch
-        self._pseudonyms = Pseudonymiser(keys, flow.region, pack.epoch)
-        self._encrypter = Encrypter(keys, flow.region, pack.epoch)
-        self._purposes = sorted(
-            {d.parameters.purpose for d in flow.columns if isinstance(d.parameters, KeyedParameters)}
-        )
+        self._epoch: EpochKind = terms.epoch
+        self._pseudonyms = Pseudonymiser(keys, flow.region, terms.epoch)
+        self._encrypter = Encrypter(keys, flow.region, terms.epoch)
+        self._tokens = Tokeniser(keys, flow.region, vault)
+        keyed = {d.parameters for d in flow.columns if isinstance(d.parameters, KeyedParameters)}
+        lasting = {parameters for parameters in keyed if isinstance(parameters, TokenParameters)}
+        self._purposes = sorted({parameters.purpose for parameters in keyed - lasting})
+        self._token_purposes = sorted({parameters.purpose for parameters in lasting})
 
     def require_keys(self, now_us: int) -> None:
-        """Ask for the keys of the epoch of ``now_us``; ConfigError when one is missing."""
+        """Ask for the keys of the epoch of ``now_us`` and for the vault, where the flow needs them;
+        ConfigError when one is missing."""
         epoch = epoch_name(int(epoch_index(np.array([now_us]), self._epoch)[0]), self._epoch)
         for purpose in self._purposes:
             self._pseudonyms.key(purpose, epoch)
+        self._tokens.demand(self._token_purposes)
 
     def apply(self, batch: pa.RecordBatch) -> Applied:
         """Filter, then transform what is left."""
@@ -81,7 +88,7 @@ class Plan:
     def filter(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Rows that each filter drops: ascending, disjoint, filters without any left out."""
         self._demand_input(batch)
-        return self._guarded("filter", lambda: dropped(self._filters, batch))
+        return self._guarded("filter", lambda: dropped(self._flow.filters, batch))
 
     def transform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Every row through the operators, with the schema :attr:`arrow`. Raises ConfigError, then nothing
@@ -101,7 +108,9 @@ class Plan:
         run = decision.operator.run
         assert run is not None, "a flow's columns have operators that leave one"
         domain = ",".join(sorted(decision.taken))
-        context = Context(domain, epochs, self._pseudonyms, self._encrypter, self._hierarchies)
+        context = Context(
+            domain, epochs, self._pseudonyms, self._encrypter, self.terms.hierarchies, self._tokens
+        )
         columns = [batch.column(field.name) for field in decision.fields]
         return self._guarded(
             f"{decision.operator.name} on {decision.fields[0].name}",
@@ -138,21 +147,29 @@ class Plan:
         return ConfigError(
             f"{step}: {problem}",
             operation="apply policy",
-            place=f"{self.region}, {self.event.name}",
+            place=f"{self.terms.origin} to {self.region}, {self.event.name}",
             remedy="nothing of this batch has passed",
         )
 
 
 def compile_plan(
-    pack: Pack, event: EventType, origin: str, destination: str, keys: KeyStore, *, now_us: int | None = None
+    terms: Terms,
+    event: EventType,
+    keys: KeyStore,
+    *,
+    now_us: int | None = None,
+    vault: TokenVault | None = None,
 ) -> Plan:
-    """Type-check the flow of an event and make it runnable.
+    """Type-check the flow of an event (on a border: of the origin's curated event) and make it runnable.
 
-    Raises ConfigError when the pack has no such leg, when a tag would be left that the destination may not
-    hold, or when a key of the current epoch (of ``now_us``, microseconds since 1970 UTC) is missing. Keys of
-    other epochs are asked for when their events come.
+    Raises ConfigError when a tag would be left that the destination may not hold, when the transfer's basis
+    has ended, when a key of the current epoch (of ``now_us``, microseconds since 1970 UTC) is missing, or
+    when the policy tokenises and there is no ``vault``. Keys of other epochs are asked for when their events
+    come, in the destination's name. A plan does not look at the clock again: who runs one over a border asks
+    ``plan.terms.demand_valid`` for every batch.
     """
-    flow = check_flow(pack, event, origin, destination)
-    plan = Plan(pack, flow, pack.leg(origin, destination).event(event.name).filters, keys)
-    plan.require_keys(time.time_ns() // 1000 if now_us is None else now_us)
+    now_us = time.time_ns() // 1000 if now_us is None else now_us
+    terms.demand_valid(now_us)
+    plan = Plan(check_flow(terms, event), keys, vault)
+    plan.require_keys(now_us)
     return plan

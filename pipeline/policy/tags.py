@@ -33,6 +33,12 @@ def most_specific(tag: str, generals: Iterable[str]) -> str | None:
     return max((general for general in generals if covers(general, tag)), key=len, default=None)
 
 
+def common(one: Iterable[str], other: Iterable[str]) -> frozenset[str]:
+    """What both allow: of two tags where one covers the other, the narrower."""
+    one, other = tuple(one), tuple(other)
+    return frozenset(t for t in one if covered(t, other)) | frozenset(t for t in other if covered(t, one))
+
+
 def known(tag: str, vocabulary: Iterable[str]) -> bool:
     """True when ``tag`` is in the vocabulary or the parent of something in it."""
     return any(covers(tag, word) for word in vocabulary)
