@@ -1,6 +1,6 @@
 """A plan inside a user's own Faust agent: raw records in, what the plan lets through out.
 
-Comes in: a Faust topic of raw (or curated) records and a :class:`Curator`. Goes out: :class:`Curated` batches
+Comes in: a Faust topic of raw records and a :class:`Curator`. Goes out: :class:`Curated` batches
 to the user's function. Invariants: what fails stops the app, so nothing passes unseen and nothing is skipped;
 records are acknowledged only after the function has returned, so they are seen at least once.
 
@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import faust
 import numpy as np
@@ -26,6 +26,7 @@ from pipeline.codec import Codec
 from pipeline.errors import ConfigError
 from pipeline.policy.intake import Intake, Refusals
 from pipeline.policy.plan import Plan
+from pipeline.policy.standalone import Standalone
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ SAFE: dict[str, Any] = {
 }
 
 
+Record: TypeAlias = tuple[bytes | None, int, int]  # value, partition, offset
+
+
 @dataclass(frozen=True)
 class Take:
     """How records are gathered: at most ``count``, for at most ``within_s`` seconds."""
@@ -53,9 +57,9 @@ class Take:
 class Curated:
     """What became of one run of records.
 
-    ``batch``: allowed rows, in the plan's columns (``plan.arrow``). ``kept``: their numbers among the
-    records, ascending. ``filtered``: records that a filter dropped, by its name. ``refused``: records that
-    are no plausible event, by (reason, field).
+    ``batch``: allowed rows: the plan's columns, then ``raw_partition`` and ``raw_offset``, where each came
+    from. ``kept``: their numbers among the records, ascending. ``filtered``: records that a filter dropped,
+    by its name. ``refused``: records that are no plausible event, by (reason, field).
     """
 
     batch: pa.RecordBatch
@@ -69,13 +73,17 @@ class Curated:
         return rows
 
     def encoded(self, codec: Codec) -> list[bytes]:
-        """The allowed rows as framed Avro. ConfigError when the codec's schema is not the plan's columns."""
-        values: list[bytes] = codec.encode(self.batch).to_pylist()
+        """The allowed rows as framed Avro. ConfigError when the codec's schema has other columns."""
+        columns = pa.RecordBatch.from_arrays(self.batch.columns, schema=codec.arrow)
+        values: list[bytes] = codec.encode(columns).to_pylist()
         return values
 
 
 class Curator:
-    """Runs a plan over values of records. One call at a time: a plan remembers pseudonyms."""
+    """Runs a landing's plan over raw records. One call at a time: a plan remembers pseudonyms.
+
+    Raises ConfigError when the plan was compiled for another event, or asks for people's consent.
+    """
 
     def __init__(self, intake: Intake, plan: Plan) -> None:
         if intake.event.arrow != plan.event.arrow:
@@ -83,21 +91,26 @@ class Curator:
                 f"it reads {intake.event.name}, the plan was compiled for {plan.event.name}",
                 operation="curate",
             )
-        self._intake, self._plan = intake, plan
+        self._intake, self._plan = intake, Standalone(plan)
 
-    def process(self, values: Sequence[bytes | None], now_us: int | None = None) -> Curated:
+    def process(self, records: Sequence[Record], now_us: int | None = None) -> Curated:
         """Decode, check, filter, transform. ``now_us``: for the checks of time, default the clock.
 
-        Raises ConfigError when the plan cannot do its work; then nothing of these values may go on.
+        Raises ConfigError when the plan cannot do its work; then nothing of these records may go on.
         """
         now_us = time.time_ns() // 1000 if now_us is None else now_us
-        taken = self._intake.take(pa.array(values, pa.binary()), now_us)
+        taken = self._intake.take(pa.array([value for value, _, _ in records], pa.binary()), now_us)
         applied = self._plan.apply(taken.batch)
+        kept = taken.rows[applied.kept]
+        positions = np.array([(partition, offset) for _, partition, offset in records], np.int64)
+        places = positions.reshape(-1, 2)[kept]
+        batch = applied.batch.append_column("raw_partition", pa.array(places[:, 0].astype(np.int32)))
+        batch = batch.append_column("raw_offset", pa.array(places[:, 1]))
         filtered = {name: taken.rows[rows] for name, rows in applied.filtered.items()}
-        return Curated(applied.batch, taken.rows[applied.kept], filtered, taken.refused)
+        return Curated(batch, kept, filtered, taken.refused)
 
 
-Handle = Callable[[Curated], Awaitable[None]]
+Handle: TypeAlias = Callable[[Curated], Awaitable[None]]
 
 
 def curating_agent(
@@ -115,7 +128,8 @@ def curating_agent(
         async def agent(stream: Any) -> None:
             stream.enable_acks = False  # for good: also when the app stops in the middle of a batch
             async for events in stream.noack_take(take.count, within=take.within_s):
-                await _one_run(app, curator, handle, [event.value for event in events])
+                records = [(e.value, e.message.partition, e.message.offset) for e in events]
+                await _one_run(app, curator, handle, records)
                 for event in events:
                     await stream.ack(event)
 
@@ -125,10 +139,10 @@ def curating_agent(
     return decorate
 
 
-async def _one_run(app: faust.App, curator: Curator, handle: Handle, values: list[bytes | None]) -> None:
+async def _one_run(app: faust.App, curator: Curator, handle: Handle, records: list[Record]) -> None:
     try:
         # In a thread: the app's heartbeats share this loop.
-        await handle(await asyncio.to_thread(curator.process, values))
+        await handle(await asyncio.to_thread(curator.process, records))
     except Exception as error:
         log.critical("curating stopped, nothing of this batch is acknowledged: %s", type(error).__name__)
         await app.crash(error)

@@ -1,0 +1,54 @@
+"""Plans for those who run one themselves: in a stream of their own, on a file, in a comparison.
+
+Comes in: a project. Goes out: the parts of a landing or a border, joined as the processor's are, with the
+destination's own keys.
+"""
+
+from __future__ import annotations
+
+from connectors.faust_plan import Curator
+from pipeline.checks import Checks
+from pipeline.codec import Codec
+from pipeline.errors import ConfigError
+from pipeline.events import EventType
+from pipeline.policy import Packs
+from pipeline.policy.derive import curated_subject
+from pipeline.policy.intake import Intake
+from pipeline.service import Project
+
+
+def event_of(project: Project, name: str, operation: str) -> EventType:
+    """The event of that name; ConfigError lists those that there are."""
+    try:
+        return project.schemas.events[name]
+    except KeyError:
+        known = ", ".join(sorted(project.schemas.events))
+        raise ConfigError(f"unknown event {name!r}; there are {known}", operation=operation) from None
+
+
+def intake(project: Project, region: str, name: str, packs: Packs | None = None) -> Intake:
+    """The door of a region's landing for one event; ``packs``: other ones than the project's."""
+    packs = packs or project.packs
+    event, limits, schemas = event_of(project, name, "intake"), project.config.limits, project.schemas
+    checks = Checks(event, limits, packs.jurisdictions(region), packs.known)
+    ids = [entry.id for entry in schemas.entries() if schemas.event_of(entry.id) == name]
+    codecs = {schema_id: schemas.codec(schema_id) for schema_id in ids}
+    return Intake(event, codecs, checks, limits.record_bytes_max, schemas.fingerprints(name))
+
+
+def curator(project: Project, region: str, name: str) -> tuple[Curator, Codec]:
+    """What a stream of raw records of one event needs to hold only what the region may hold, and the codec of
+    the curated records it leaves.
+
+    Raises ConfigError when the policy does not type-check, a key is missing, or the curated schema is not
+    the locked one.
+    """
+    event = event_of(project, name, "curator")
+    plan = project.plan(region, region, event)
+    locked = project.schemas.latest(curated_subject(region, name))
+    if locked.schema != plan.schema:
+        raise ConfigError(
+            "the policy makes another schema than the locked one", operation="policy",
+            place=f"{region}, {name}", remedy="run `pipeline schema lock`",
+        )  # fmt: skip
+    return Curator(intake(project, region, name), plan), project.schemas.codec(locked.id)
