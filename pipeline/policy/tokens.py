@@ -56,10 +56,10 @@ class Tokeniser:
         self._vault = vault
 
     def demand(self, purposes: Iterable[str]) -> None:
-        """Raises ConfigError when a vault or a purpose's key is missing; nothing when there are none."""
+        """Raises ConfigError when the vault or a purpose's key is missing; with no purposes none is asked."""
         for purpose in purposes:
-            self._demand_vault()
             vault_key(self._keys, self._region, purpose)
+            self._demand_vault().tokens(self._region, purpose, [])
 
     def column(self, values: pa.Array, purpose: str, domain: str) -> pa.Array:
         """Tokens for a string column; string, null stays null."""
