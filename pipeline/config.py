@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.key_config import KeysConfig
 
 REGION_NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 
@@ -53,6 +54,7 @@ class RegionConfig(_Strict):
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
     store: Path | None = None  # default: <state>/store/<region>
     keys: Path | None = None  # default: <state>/keys/<region>
+    wrapping: KeysConfig | None = None  # what wraps this region's roots; default: [keys]
 
 
 class LimitsConfig(_Strict):
@@ -102,7 +104,9 @@ class EdgeConfig(_Strict):
     classes: dict[str, LaneClass] = LANE_CLASSES  # by lane; what is not named keeps its default
     spool_bytes_max: Annotated[int, Field(ge=65_536)] = 1 << 30  # events that wait, and their rows
     spool_age_max_s: Annotated[float, Field(gt=0)] | None = None  # older ones are given up, in every class
-    free_bytes_min: Annotated[int, Field(ge=0)] = 64 << 20  # with less free on the disk the spool does not grow
+    free_bytes_min: Annotated[int, Field(ge=0)] = (
+        64 << 20
+    )  # with less free on the disk the spool does not grow
     drain_events_per_s: Annotated[float, Field(gt=0)] | None = None  # of a backlog, per region
     drain_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, written to the run folder
@@ -176,6 +180,7 @@ class Config(_Strict):
     processor: ProcessorConfig = ProcessorConfig()
     flush: FlushConfig = FlushConfig()
     stack: StackConfig = StackConfig()
+    keys: KeysConfig = KeysConfig()
     metrics_host: str = "127.0.0.1"
 
     def region(self, name: str) -> RegionConfig:
@@ -197,6 +202,10 @@ class Config(_Strict):
     def vault_path(self, region: str) -> Path:
         """The region's token vault."""
         return self.keys_path(region) / "vault.sqlite"
+
+    def key_wrapping(self, region: str) -> KeysConfig:
+        """What wraps the region's root keys."""
+        return self.region(region).wrapping or self.keys
 
     def spool_path(self, name: str) -> Path:
         """The spool file of one edge agent."""

@@ -13,6 +13,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -28,14 +29,22 @@ from pipeline.checks import Checks
 from pipeline.config import ClusterConfig, Config
 from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool
 from pipeline.errors import ConfigError
+from pipeline.keyring import Keyring
 from pipeline.metrics import EdgeMetrics, ProcessorMetrics, StoreMetrics, serve
-from pipeline.policy import FileKeyStore, Packs, compile_plan, create_keys, curated_subject, load_packs
+from pipeline.policy import (
+    Packs,
+    Plan,
+    compile_plan,
+    curated_subject,
+    load_packs,
+)
 from pipeline.policy.door import demand_landable
+from pipeline.policy.minimise import edge_plans
 from pipeline.processor import LandingLeg, Leg, Ports, Processor, StateLog
-from pipeline.schemas import SchemaStore
+from pipeline.schemas import EventType, SchemaStore
 from pipeline.stack import announce_ready
 from pipeline.store import Inflow, StorePlan, StorePorts, StoreWriter
-from pipeline.topics import Topics
+from pipeline.topics import LegTopics, Topics
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +98,37 @@ class Project:
         )  # fmt: skip
         return LocalBroker(self.config.state, options)
 
+    def collects(self, region: str) -> bool:
+        """Whether events land here from edges; a region that does not only receives over borders."""
+        return self.packs.pack(region).collects
+
+    def origins(self, region: str) -> tuple[str, ...]:
+        """The configured regions from which something crosses into this one, sorted."""
+        return tuple(origin for origin in self.packs.origins(region) if origin in self.config.regions)
+
+    def legs_into(self, region: str) -> tuple[LegTopics, ...]:
+        """The topics of every leg that ends in the region, its landing first."""
+        landing = (self.topics.landing(region),) if self.collects(region) else ()
+        return (*landing, *(self.topics.border(origin, region) for origin in self.origins(region)))
+
+    def events_on(self, leg: LegTopics) -> tuple[str, ...]:
+        """The events that may take the leg, sorted."""
+        terms = self.packs.terms(leg.origin, leg.destination)
+        return tuple(event for event in sorted(self.schemas.events) if terms.permits(event))
+
     def topic_specs(self, region: str) -> list[TopicSpec]:
-        """All topics of a region. Partition p of each control topic serves partition p of the raw ones."""
-        count, topics = self.config.region(region).partitions, self.topics
-        events = sorted(self.schemas.events)
-        names = [topics.raw(region, event) for event in events]
-        names += [topics.curated(region, event) for event in events]
-        names += [topics.stats(region), topics.quarantine(region)]
-        compacted = [topics.watermarks(region), topics.edges(region)]
-        return [TopicSpec(name, count) for name in names] + [TopicSpec(n, count, True) for n in compacted]
+        """All topics of a region. Partition p of a leg's topics serves partition p of what the leg reads."""
+        specs = []
+        for leg in self.legs_into(region):
+            count = self.config.region(leg.origin).partitions
+            events = self.events_on(leg)
+            names = [leg.source(event) for event in events] if not leg.is_border else []
+            names += [*(leg.curated(event) for event in events), leg.stats, leg.quarantine]
+            specs += [TopicSpec(name, count) for name in names]
+            specs.append(TopicSpec(leg.watermarks, count, True))
+        if self.collects(region):
+            specs.append(TopicSpec(self.topics.edges(region), self.config.region(region).partitions, True))
+        return specs
 
     async def ensure_topics(self, regions: list[str]) -> None:
         """Make the topics that are missing. Raises ConfigError, TransientError."""
@@ -105,20 +136,29 @@ class Project:
             async with started(KafkaAdmin(self.cluster(region))) as admin:
                 await admin.ensure_topics(self.topic_specs(region))
 
+    @cached_property
+    def keys(self) -> Keyring:
+        """The key stores of the regions."""
+        return Keyring(self.config)
+
     def create_keys(self, regions: list[str]) -> None:
         """Make the root keys and token vaults that are missing; one that exists is never touched."""
         for region in regions:
-            create_keys(self.config.keys_path(region), region, self.packs.pack(region).purposes)
+            self.keys.create(region, self.packs.pack(region).purposes)
             create_vault(self.config.vault_path(region))
+
+    def plan(self, origin: str, destination: str, event: EventType) -> Plan:
+        """The event's plan on a leg, with the keys and the vault of the destination. Raises ConfigError."""
+        return compile_plan(
+            self.packs.terms(origin, destination), event, self.keys.store(destination),
+            vault=SqliteTokenVault(self.config.vault_path(destination)),
+        )  # fmt: skip
 
     def leg(self, region: str, event: str) -> Leg:
         """The landing leg of an event. Raises ConfigError when the policy does not type-check, the curated
         schema is not the locked one, or a key is missing."""
         kind = self.schemas.events[event]
-        plan = compile_plan(
-            self.packs.pack(region), kind, region, region, FileKeyStore(self.config.keys_path(region)),
-            vault=SqliteTokenVault(self.config.vault_path(region)),
-        )  # fmt: skip
+        plan = self.plan(region, region, kind)
         locked = self.schemas.latest(curated_subject(region, event))
         if locked.schema != plan.schema:
             raise ConfigError(
@@ -135,12 +175,11 @@ class Project:
 
     def inflows(self, region: str) -> tuple[Inflow, ...]:
         """Every leg that ends in the region's store."""
-        return (Inflow(self.topics.landing(region), tuple(sorted(self.schemas.events))),)
+        return tuple(Inflow(leg, self.events_on(leg)) for leg in self.legs_into(region))
 
     def door(self, region: str) -> Callable[[int], None]:
         """The type check again, at the store: raises when the region may not hold what a schema id says."""
-        pack = self.packs.pack(region)
-        return lambda schema_id: demand_landable(pack, self.schemas.by_id(schema_id))
+        return lambda schema_id: demand_landable(self.packs, region, self.schemas.by_id(schema_id))
 
 
 def jars_path() -> Path:
@@ -266,7 +305,11 @@ def open_edge(
     config = project.config
     spool = Spool(config.spool_path(name), config.edge.lanes, config.edge, metrics)
     try:
-        with EdgeClient(config, project.schemas, spool, project.packs.region_of, metrics) as client:
+        plans = edge_plans(
+            project.packs, config.regions, project.schemas.events,
+            project.keys.store,
+        )  # fmt: skip
+        with EdgeClient(config, project.schemas, spool, project.packs.region_of, metrics, plans) as client:
             yield spool, client
     finally:
         spool.close()
@@ -275,7 +318,9 @@ def open_edge(
 def forwarder(project: Project, name: str, spool: Spool, metrics: EdgeMetrics | None = None) -> Forwarder:
     """What empties the spool towards every region's Kafka."""
     config = project.config
-    writers = {region: KafkaWriter(project.cluster(region)) for region in config.regions}
+    writers = {
+        region: KafkaWriter(project.cluster(region)) for region in config.regions if project.collects(region)
+    }
     report = EdgeReport(name, config.edge.lanes, project.schemas, project.topics)
     return Forwarder(spool, writers, project.topics, config.edge, metrics, report)
 

@@ -22,6 +22,7 @@ from connectors.processes import Launch, launch, tail
 from pipeline.config import load_config
 from pipeline.errors import PipelineError
 from pipeline.evidence import ledgers
+from pipeline.policy.wrapping import create_master
 from pipeline.service import Project
 from tests.conftest import JARS, PROJECT
 
@@ -34,6 +35,7 @@ topic_prefix = "{prefix}"
 partitions = {partitions}
 store = "{folder}/store"
 keys = "{folder}/keys"
+wrapping.master_file = "{folder}/secrets/master.key"
 [regions.{region}.cluster]
 bootstrap = "{bootstrap}"
 request_timeout_s = {request_timeout_s}
@@ -147,6 +149,7 @@ class Way:
             self.config_file.write_text(text, encoding="utf-8")
             config = load_config(self.config_file).model_copy(update={"state": self.folder / "edge"})
             self.project = Project.open(config)
+            create_master(self.folder / "secrets" / "master.key")
             self.project.create_keys([REGION])
             asyncio.run(self.project.ensure_topics([REGION]))
         except BaseException:

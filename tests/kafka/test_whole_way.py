@@ -16,7 +16,6 @@ import pytest
 from pipeline.edge import read_ledger
 from pipeline.edge_session import drained_edge
 from pipeline.evidence import spools
-from pipeline.policy import FileKeyStore
 from tests.local_stack import LocalStack
 from tests.waiting import PAUSE
 
@@ -48,7 +47,7 @@ EVENTS: dict[str, dict[str, Any]] = {
 
 def pseudonym(stack: LocalStack, value: str) -> str:
     """What the policy of eu makes of a device's identifier in the quarter of MOMENT."""
-    keys = FileKeyStore(stack.project.config.keys_path("eu"))
+    keys = stack.project.keys.store("eu")
     digest = hmac.digest(
         keys.key("eu", "maintenance", "2026-q2"), b"identifier.device\0" + value.encode(), "sha256"
     )

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.policy import FileKeyStore, create_keys
 from pipeline.policy.consent import MISSING, OBJECTED, Choice, ConsentBook, ConsentNames
 from pipeline.policy.pseudonyms import Pseudonymiser
+from pipeline.policy.wrapping import LocalWrapping
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,14 @@ class Rule:
     mode: str = "opt-in"
 
 
+WRAPPING = LocalWrapping(bytes(32))
 OPT_IN, OPT_OUT = Rule(), Rule(mode="opt-out")
 
 
 @pytest.fixture
 def names(tmp_path: Path) -> ConsentNames:
-    create_keys(tmp_path / "keys", "eu", ["maintenance", "training"])
-    return ConsentNames(FileKeyStore(tmp_path / "keys"), "eu")
+    create_keys(tmp_path / "keys", "eu", ["maintenance", "training"], WRAPPING)
+    return ConsentNames(FileKeyStore(tmp_path / "keys", WRAPPING), "eu")
 
 
 def unwanted(book: ConsentBook, rule: Rule, subjects: list[str | None]) -> dict[str, list[int]]:
@@ -82,7 +84,7 @@ def test_no_rows(names):
 
 
 def test_a_consent_name_is_no_pseudonym(names, tmp_path: Path):
-    keys = FileKeyStore(tmp_path / "keys")
+    keys = FileKeyStore(tmp_path / "keys", WRAPPING)
     pseudonyms = Pseudonymiser(keys, "eu", "quarter")
     consent = names.of("maintenance", ["a"])
     for domain in ("identifier.device", "identifier.direct", "consent"):
@@ -92,6 +94,6 @@ def test_a_consent_name_is_no_pseudonym(names, tmp_path: Path):
 
 
 def test_without_a_key_nothing_is_decided(tmp_path: Path):
-    book = ConsentBook(ConsentNames(FileKeyStore(tmp_path), "eu"))
+    book = ConsentBook(ConsentNames(FileKeyStore(tmp_path, WRAPPING), "eu"))
     with pytest.raises(ConfigError, match="no key here"):
         book.unwanted(OPT_OUT, pa.array(["a"]))

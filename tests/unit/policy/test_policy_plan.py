@@ -28,15 +28,27 @@ from pipeline.policy import (
     derived_schemas,
     load_packs,
 )
-from tests.unit.policy.cases import EVENTS, NOW_US, POLICIES, SMALL_FIELDS, Keys, event, pack, small_batch
+from pipeline.policy.wrapping import LocalWrapping
+from tests.unit.policy.cases import (
+    COLLECTING,
+    EVENTS,
+    NOW_US,
+    POLICIES,
+    SMALL_FIELDS,
+    Keys,
+    event,
+    pack,
+    small_batch,
+    terms,
+)
 
 PACKS = load_packs(POLICIES, EVENTS)
-FLOWS = [(region, name) for region in PACKS.regions for name in sorted(EVENTS)]
+FLOWS = [(region, name) for region in COLLECTING for name in sorted(EVENTS)]
 MONTH_US = 31 * 86_400_000_000
 
 
 def small_plan(keys=None, changes=None):
-    return compile_plan(pack(changes), event(), "eu", "eu", keys or Keys(), now_us=NOW_US)
+    return compile_plan(terms(changes), event(), keys or Keys(), now_us=NOW_US)
 
 
 def random_batch(of, rows, rng):
@@ -79,11 +91,11 @@ def test_nothing_that_a_rule_took_away_is_in_the_bytes_that_leave(region, name):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     batch = random_batch(EVENTS[name], 300, random.Random(seed))
-    plan = compile_plan(PACKS.pack(region), EVENTS[name], region, region, Keys())
+    plan = compile_plan(PACKS.terms(region, region), EVENTS[name], Keys())
     applied = plan.apply(batch)
     assert len(applied.batch) > 0
     written = as_bytes(applied.batch)
-    flow = check_flow(PACKS.pack(region), EVENTS[name], region, region)
+    flow = check_flow(PACKS.terms(region, region), EVENTS[name])
     searched = 0
     for decision in flow.decisions:
         if decision.operator.name == "keep":
@@ -106,7 +118,7 @@ def test_nothing_that_a_rule_took_away_is_in_the_bytes_that_leave(region, name):
 
 @pytest.mark.parametrize(("region", "name"), FLOWS)
 def test_a_plan_gives_exactly_the_columns_of_its_schema(region, name):
-    plan = compile_plan(PACKS.pack(region), EVENTS[name], region, region, Keys())
+    plan = compile_plan(PACKS.terms(region, region), EVENTS[name], Keys())
     schema = plan.schema
     parse_schema(json.loads(json.dumps(schema)))
     assert schema["namespace"] == f"pipeline.curated.{region.replace('-', '_')}"
@@ -116,7 +128,7 @@ def test_a_plan_gives_exactly_the_columns_of_its_schema(region, name):
         ("raw_offset", "long"),
     ]
     assert all(f["doc"] for f in schema["fields"])
-    columns = check_flow(PACKS.pack(region), EVENTS[name], region, region).columns
+    columns = check_flow(PACKS.terms(region, region), EVENTS[name]).columns
     expected = [(d.output, sorted(d.result)) for d in columns]
     expected += [("raw_partition", ["transport"]), ("raw_offset", ["transport"])]
     assert [(f["name"], f["confluent:tags"]) for f in schema["fields"]] == expected
@@ -229,15 +241,16 @@ def test_a_key_store_that_is_away_for_a_moment_is_not_taken_for_a_fault():
 
 def test_a_plan_without_pseudonyms_needs_no_key():
     fields = [f for f in SMALL_FIELDS if f["name"] not in ("source", "person")]
-    plan = compile_plan(pack(), event(fields=fields), "eu", "eu", Keys(frozenset({"2026-01"})), now_us=NOW_US)
+    plan = compile_plan(terms(), event(fields=fields), Keys(frozenset({"2026-01"})), now_us=NOW_US)
     assert len(plan.transform(small_batch([{}], event(fields=fields)))) == 1
 
 
 def test_keys_from_files_serve_a_plan(tmp_path):
-    create_keys(tmp_path, "eu", PACKS.pack("eu").purposes)
+    wrapping = LocalWrapping(bytes(32))
+    create_keys(tmp_path, "eu", PACKS.pack("eu").purposes, wrapping)
     of = EVENTS["machine_reading"]
     batch = random_batch(of, 10, random.Random(2))
-    plans = [compile_plan(PACKS.pack("eu"), of, "eu", "eu", FileKeyStore(tmp_path)) for _ in range(2)]
+    plans = [compile_plan(PACKS.terms("eu", "eu"), of, FileKeyStore(tmp_path, wrapping)) for _ in range(2)]
     first, second = (plan.transform(batch) for plan in plans)
     assert first.equals(second)
     assert all(len(text) == 32 and int(text, 16) >= 0 for text in first.column("source").to_pylist())
@@ -251,7 +264,9 @@ def test_a_value_an_operator_cannot_work_on_stops_the_batch_without_showing_it(v
     batch = small_batch([{"latitude": 1.0, "longitude": 1.0}, {"latitude": value, "longitude": 2.0}])
     with pytest.raises(ConfigError) as caught:
         small_plan().apply(batch)
-    assert "apply policy at eu, small: coarsen_location on latitude: failed (ValueError)" in str(caught.value)
+    assert "apply policy at eu to eu, small: coarsen_location on latitude: failed (ValueError)" in str(
+        caught.value
+    )
     shown = "".join(traceback.format_exception(caught.value))
     assert "91.25" not in shown
     assert "got NaN" not in shown
@@ -269,11 +284,11 @@ def test_a_batch_of_another_schema_is_refused():
 @pytest.mark.parametrize("index", range(5))
 def test_a_plan_whose_operator_was_swapped_after_the_check_passes_nothing(index):
     """The second of the pair: even with the type check out of the way, the plan looks at what leaves."""
-    flow = check_flow(pack(), event(), "eu", "eu")
+    flow = check_flow(terms(), event())
     decision = flow.decisions[index]
     weak = replace(decision, operator=OPERATORS["keep"], output=decision.fields[0].name)
     mutant = replace(flow, decisions=(*flow.decisions[:index], weak, *flow.decisions[index + 1 :]))
-    plan = Plan(pack(), mutant, (), Keys())
+    plan = Plan(mutant, Keys())
     with pytest.raises(ConfigError, match="has a tag that eu may not hold"):
         plan.transform(small_batch([{"person": "someone", "latitude": 1.0, "longitude": 1.0}]))
 
@@ -284,11 +299,9 @@ def test_an_operator_that_gives_another_type_or_length_or_null_passes_nothing():
         lambda columns, parameters, context: columns[0].slice(1),
         lambda columns, parameters, context: pa.nulls(len(columns[0]), columns[0].type),
     ):
-        flow = check_flow(pack(), event(), "eu", "eu")
+        flow = check_flow(terms(), event())
         broken = replace(flow.decisions[1], operator=replace(flow.decisions[1].operator, run=wrong))
-        plan = Plan(
-            pack(), replace(flow, decisions=(flow.decisions[0], broken, *flow.decisions[2:])), (), Keys()
-        )
+        plan = Plan(replace(flow, decisions=(flow.decisions[0], broken, *flow.decisions[2:])), Keys())
         with pytest.raises(ConfigError, match="nothing of this batch has passed"):
             plan.transform(small_batch([{}, {}]))
 
@@ -297,10 +310,10 @@ def test_operators_that_lose_a_row_together_pass_nothing():
     def shorter(run):
         return lambda columns, parameters, context: run(columns, parameters, context).slice(1)
 
-    flow = check_flow(pack(), event(), "eu", "eu")
+    flow = check_flow(terms(), event())
     lossy = tuple(
         replace(d, operator=replace(d.operator, run=shorter(d.operator.run))) if d.output else d
         for d in flow.decisions
     )
     with pytest.raises(ConfigError, match="columns or rows differ from what was compiled"):
-        Plan(pack(), replace(flow, decisions=lossy), (), Keys()).transform(small_batch([{}, {}]))
+        Plan(replace(flow, decisions=lossy), Keys()).transform(small_batch([{}, {}]))
