@@ -252,6 +252,8 @@ def test_adq_a_basis_that_has_ended_compiles_to_nothing(tmp_path):
     event = border_event("uk", "machine_reading")
     compile_plan(packs.terms("uk", "core"), event, Keys(), now_us=microseconds(date(2026, 11, 22)) - 1)
     with pytest.raises(ConfigError, match="ended with 2026-11-21"):
+        load_packs(copy, EVENTS, now_us=microseconds(date(2026, 11, 22)))
+    with pytest.raises(ConfigError, match="ended with 2026-11-21"):
         compile_plan(packs.terms("uk", "core"), event, Keys(), now_us=microseconds(date(2026, 11, 22)))
 
 
