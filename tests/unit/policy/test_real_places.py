@@ -69,7 +69,7 @@ def test_no_cell_is_a_precise_location_and_no_coordinate_leaves(
     batch = raw(*recording(tmp_path))
     assert len(batch) >= rows
     plan = compile_plan(packs.terms(region, region), EVENT, Keys(), now_us=NOW_US)
-    curated = plan.apply(batch).batch
+    curated = plan.transform(batch)
     assert len(curated) == len(batch)
     assert not {"latitude", "longitude"} & set(curated.schema.names)
 
