@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
@@ -22,6 +23,7 @@ from pipeline.policy.keys import KEY_BYTES, hkdf_sha256
 from pipeline.policy.pack import Example, Pack
 from pipeline.policy.packs import Packs
 from pipeline.policy.plan import Applied, Plan
+from pipeline.policy.standalone import Unasked
 from pipeline.policy.tokens import ExampleVault
 from pipeline.policy.typecheck import check_flow
 
@@ -99,7 +101,7 @@ def _faults(packs: Packs, region: str, events: Mapping[str, EventType], example:
 def _landed(packs: Packs, region: str, event: EventType, given: Mapping[str, Any]) -> Applied:
     terms = packs.terms(region, region)
     batch = _batch(packs.pack(region), event, given)
-    return Plan(check_flow(terms, event), ExampleKeys(), ExampleVault()).apply(batch)
+    return _applied(Plan(check_flow(terms, event), ExampleKeys(), ExampleVault()), batch)
 
 
 def _crossed(packs: Packs, leg: tuple[str, str], event: EventType, landed: Applied) -> Applied:
@@ -109,7 +111,14 @@ def _crossed(packs: Packs, leg: tuple[str, str], event: EventType, landed: Appli
     position = [pa.array([0], kind) for kind in (pa.int32(), pa.int64())]
     batch = pa.RecordBatch.from_arrays([*landed.batch.columns, *position], schema=curated.arrow)
     flow = check_flow(packs.terms(origin, destination), curated)
-    return Plan(flow, ExampleKeys(), ExampleVault()).apply(batch)
+    return _applied(Plan(flow, ExampleKeys(), ExampleVault()), batch)
+
+
+def _applied(plan: Plan, batch: pa.RecordBatch) -> Applied:
+    """One row as it leaves, if it leaves: as if its person had agreed, and with its crowd around it."""
+    filtered = plan.filter(batch, Unasked())
+    kept = np.empty(0, dtype=np.int64) if filtered else np.arange(len(batch))
+    return Applied(plan.transform(batch.take(pa.array(kept))), kept, filtered)
 
 
 def _differences(example: Example, applied: Applied) -> Iterator[str]:

@@ -1,10 +1,13 @@
 """A checked flow, compiled: a batch of events in, what the destination may hold out.
 
 Comes in: decoded, checked rows of one event type, raw ones for a landing, the origin's curated ones (with
-their raw position) for a border. Goes out: :class:`Applied`. Invariants: same rows and keys
-give the same result; the result has exactly the compiled columns, each with tags the destination may hold,
-looked at again on every batch; whatever goes wrong raises, and the message names fields and never holds a
-value.
+their raw position) for a border; where the policy asks for consent, what people have said. Goes out:
+:class:`Applied`. Invariants: same rows, keys and choices give the same result; the result has exactly the
+compiled columns, each with tags the destination may hold, looked at again on every batch; whatever goes wrong
+raises, and the message names fields and never holds a value.
+
+Whole rows are judged three times: by the pack's filters, by their person's choice, and, once the operators
+have done their work, by the crowd that shares what they became.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.events import EventType
+from pipeline.policy.crowd import SUPPRESSED, too_few
 from pipeline.policy.derive import curated_arrow, curated_schema
 from pipeline.policy.encryption import Encrypter
 from pipeline.policy.filters import dropped
@@ -26,6 +30,7 @@ from pipeline.policy.flow import EVENT_TIME, Decision, Flow
 from pipeline.policy.keys import KeyStore
 from pipeline.policy.operators import Context, KeyedParameters, TokenParameters
 from pipeline.policy.pseudonyms import EpochKind, Epochs, Pseudonymiser, epoch_index, epoch_name
+from pipeline.policy.rules import Consent
 from pipeline.policy.tags import uncovered
 from pipeline.policy.terms import Terms
 from pipeline.policy.tokens import Tokeniser, TokenVault
@@ -44,6 +49,14 @@ class Applied:
     batch: pa.RecordBatch
     kept: np.ndarray
     filtered: dict[str, np.ndarray]
+
+
+class Choices(Protocol):
+    """What people have said; :class:`pipeline.policy.consent.ConsentBook` holds it for a region."""
+
+    def unwanted(self, rule: Consent, subjects: pa.Array) -> dict[str, np.ndarray]:
+        """Rows (ascending) that may not be processed, by reason."""
+        ...
 
 
 class Plan:
@@ -76,19 +89,54 @@ class Plan:
             self._pseudonyms.key(purpose, epoch)
         self._tokens.demand(self._token_purposes)
 
-    def apply(self, batch: pa.RecordBatch) -> Applied:
-        """Filter, then transform what is left."""
-        filtered = self.filter(batch)
-        if not filtered:
-            return Applied(self.transform(batch), np.arange(len(batch)), filtered)
-        gone = np.concatenate(list(filtered.values()))
-        kept = np.setdiff1d(np.arange(len(batch)), gone, assume_unique=True)
-        return Applied(self.transform(batch.take(pa.array(kept))), kept, filtered)
+    @property
+    def consent(self) -> Consent | None:
+        """What people are asked before their events are processed; None: nothing."""
+        return self._flow.consent
 
-    def filter(self, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
-        """Rows that each filter drops: ascending, disjoint, filters without any left out."""
+    @property
+    def hold_s(self) -> float:
+        """How long rows should wait so that a crowd can gather; 0 where none is needed."""
+        return self._flow.crowd.hold_s if self._flow.crowd else 0.0
+
+    def apply(self, batch: pa.RecordBatch, choices: Choices | None = None) -> Applied:
+        """Filter, transform what is left, and keep back whom no crowd hides."""
+        filtered = self.filter(batch, choices)
+        kept = _without(np.arange(len(batch)), filtered)
+        wanted = batch.take(pa.array(kept)) if filtered else batch
+        result = self.transform(wanted)
+        alone = self.alone(wanted, result)
+        if len(alone):
+            filtered[SUPPRESSED] = kept[alone]
+            together = np.setdiff1d(np.arange(len(kept)), alone, assume_unique=True)
+            result, kept = result.take(pa.array(together)), kept[together]
+        return Applied(result, kept, filtered)
+
+    def filter(self, batch: pa.RecordBatch, choices: Choices | None = None) -> dict[str, np.ndarray]:
+        """Rows that each filter drops, and those that their person does not want processed: ascending,
+        disjoint, reasons without any row left out. Raises ConfigError where consent is asked for and
+        ``choices`` are not given."""
         self._demand_input(batch)
-        return self._guarded("filter", lambda: dropped(self._flow.filters, batch))
+        found = self._guarded("filter", lambda: dropped(self._flow.filters, batch))
+        rule = self._flow.consent
+        if rule is None:
+            return found
+        if choices is None:
+            raise self._stop("consent", "what people have said is not known here")
+        asked = self._guarded("consent", lambda: choices.unwanted(rule, batch.column(rule.subject)))
+        for reason, rows in asked.items():
+            if len(rows := _without(rows, found)):
+                found[reason] = rows
+        return found
+
+    def alone(self, batch: pa.RecordBatch, result: pa.RecordBatch) -> np.ndarray:
+        """Rows (ascending) of a transformed batch that no crowd hides; none where none is asked for."""
+        crowd = self._flow.crowd
+        if crowd is None:
+            return np.empty(0, dtype=np.int64)
+        traits = [result.column(name) for name in self._flow.crowd_columns]
+        subjects, times = batch.column(crowd.subject), batch.column(EVENT_TIME)
+        return self._guarded("crowd", lambda: too_few(crowd, traits, subjects, times))
 
     def transform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Every row through the operators, with the schema :attr:`arrow`. Raises ConfigError, then nothing
@@ -150,6 +198,11 @@ class Plan:
             place=f"{self.terms.origin} to {self.region}, {self.event.name}",
             remedy="nothing of this batch has passed",
         )
+
+
+def _without(rows: np.ndarray, found: dict[str, np.ndarray]) -> np.ndarray:
+    """The rows that nothing has dropped yet."""
+    return np.setdiff1d(rows, np.concatenate(list(found.values())), assume_unique=True) if found else rows
 
 
 def compile_plan(

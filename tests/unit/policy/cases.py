@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.events import EventType
+from pipeline.policy import load_packs
 from pipeline.policy.pack import Pack
+from pipeline.policy.terms import Terms, landing_terms
 from pipeline.schemas import source_schemas
 from tests.shared_data import PROJECT
 
@@ -23,6 +25,9 @@ EVENTS = {
     for name, schema in source_schemas(PROJECT / "schemas").items()
     if not name.startswith("control.")
 }
+COLLECTING = tuple(
+    origin for origin, destination in load_packs(POLICIES, EVENTS).legs() if origin == destination
+)  # every region but those that only receive
 TIMESTAMP = {"type": "long", "logicalType": "timestamp-micros"}
 NOW_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 
@@ -114,6 +119,11 @@ def raw_pack(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
 def pack(changes: Mapping[Any, Any] | None = None) -> Pack:
     """The small pack as a model; its content is not checked."""
     return Pack.model_validate(raw_pack(changes))
+
+
+def terms(changes: Mapping[Any, Any] | None = None) -> Terms:
+    """What lands in the small pack's region."""
+    return landing_terms(pack(changes))
 
 
 def small_batch(rows: Sequence[Mapping[str, Any]], of: EventType | None = None) -> pa.RecordBatch:

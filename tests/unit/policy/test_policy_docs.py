@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.events import TAGS
-from pipeline.policy import OPERATORS, load_packs, run_examples
+from pipeline.policy import OPERATORS, Packs, load_packs, run_examples
 from pipeline.policy.describe import operators_table, parameters_words, tags_table
 from pipeline.policy.filters import Filter
 from pipeline.policy.hierarchies import Hierarchy
@@ -112,5 +112,7 @@ def test_the_toml_on_the_page_is_valid_and_its_examples_hold():
     for model, key in ((Allowed, "tags"), (Hierarchy, "other"), (Filter, "drop_when")):
         assert [model.model_validate(table) for table in found if key in table], key
     examples = tuple(Example.model_validate(table) for table in found if "input" in table)
-    eu = load_packs(POLICIES, EVENTS).pack("eu").model_copy(update={"examples": examples})
-    assert [result.faults for result in run_examples(eu, EVENTS)] == [(), ()]
+    packs = load_packs(POLICIES, EVENTS)
+    told = [packs.pack(name) for name in packs.regions]
+    told = [p.model_copy(update={"examples": examples}) if p.region == "eu" else p for p in told]
+    assert [result.faults for result in run_examples(Packs(told), "eu", EVENTS)] == [(), ()]

@@ -15,7 +15,7 @@ from pipeline.policy import compile_plan
 from pipeline.policy.encryption import Encrypter, decrypt
 from pipeline.policy.keys import hkdf_sha256
 from pipeline.policy.pseudonyms import Epochs, epoch_index, epoch_name
-from tests.unit.policy.cases import NOW_US, Keys, event, microseconds, pack, small_batch
+from tests.unit.policy.cases import NOW_US, Keys, event, microseconds, small_batch, terms
 from tests.unit.policy.test_policy_operators import KINDS, SUBJECTS, TIMES_US, sliced
 
 DEVICE = "identifier.device"
@@ -94,15 +94,15 @@ def test_the_text_tells_the_length_only_in_steps_of_sixteen():
 
 def test_a_plan_encrypts_and_stops_without_a_key():
     changes = {("landing", "rules", "identifier"): RULE}
-    plan = compile_plan(pack(changes), event(), "eu", "eu", Keys(), now_us=NOW_US)
+    plan = compile_plan(terms(changes), event(), Keys(), now_us=NOW_US)
     (row,) = plan.apply(small_batch([{"source": "press-1"}])).batch.to_pylist()
     assert row["source"] == encrypted("press-1", NOW_US)
     columns = {column["name"]: column for column in plan.schema["fields"]}
     assert columns["source"]["confluent:tags"] == ["pseudonym"]
     assert "reversible" in columns["source"]["doc"]
     with pytest.raises(ConfigError, match="no key here"):
-        compile_plan(pack(changes), event(), "eu", "eu", Keys(frozenset({"2026-01"})), now_us=NOW_US)
+        compile_plan(terms(changes), event(), Keys(frozenset({"2026-01"})), now_us=NOW_US)
     late = small_batch([{"event_time": microseconds("2026-02-01T00:00:00Z")}])
-    stopped = compile_plan(pack(changes), event(), "eu", "eu", Keys(frozenset({"2026-02"})), now_us=NOW_US)
+    stopped = compile_plan(terms(changes), event(), Keys(frozenset({"2026-02"})), now_us=NOW_US)
     with pytest.raises(ConfigError, match="no key here"):
         stopped.apply(late)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.policy import load_packs, run_examples
+from pipeline.policy import Packs, load_packs, run_examples
 from pipeline.policy.examples import ExampleKeys
 from tests.unit.policy.cases import EVENTS, POLICIES, event, pack
 
@@ -24,14 +24,14 @@ GOOD = {
 def faults(changes=None, pack_changes=None):
     """What the one example of the small pack reports."""
     content = {**GOOD, **(changes or {})}
-    (result,) = run_examples(pack({"examples": [content], **(pack_changes or {})}), SMALL)
+    (result,) = run_examples(Packs([pack({"examples": [content], **(pack_changes or {})})]), "eu", SMALL)
     assert result.passed == (not result.faults)
     return list(result.faults)
 
 
 @pytest.mark.parametrize("region", PACKS.regions)
 def test_every_shipped_pack_has_examples_and_they_hold(region):
-    results = run_examples(PACKS.pack(region), EVENTS)
+    results = run_examples(PACKS, region, EVENTS)
     assert len(results) >= 2
     assert [result for result in results if not result.passed] == []
 

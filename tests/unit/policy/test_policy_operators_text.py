@@ -18,7 +18,7 @@ from pipeline.policy.derive import curated_schema
 from pipeline.policy.faults import pack_faults
 from pipeline.policy.hierarchies import Hierarchy
 from pipeline.policy.operators import OPERATORS, Context
-from tests.unit.policy.cases import NOW_US, SMALL_FIELDS, Keys, event, field, pack, small_batch
+from tests.unit.policy.cases import NOW_US, SMALL_FIELDS, Keys, event, field, pack, small_batch, terms
 from tests.unit.policy.test_policy_operators import EPOCH, TIMES_US, run, sliced
 
 TEXTS = st.lists(st.one_of(st.none(), st.text(max_size=12)), max_size=20)
@@ -308,7 +308,7 @@ ROW = {"badge": "D-4711-22", "postcode": "10115", "address": "203.0.113.77", "oc
 
 def test_a_plan_runs_them_and_its_schema_says_what_they_leave():
     of = event(fields=FIELDS)
-    plan = compile_plan(pack(CHANGES), of, "eu", "eu", Keys(), now_us=NOW_US)
+    plan = compile_plan(terms(CHANGES), of, Keys(), now_us=NOW_US)
     (row,) = plan.apply(small_batch([ROW], of)).batch.select(list(RULES)).to_pylist()
     assert row == {
         "badge": "****22", "postcode": "10", "address": "203.0.113.0/24", "occupation": "care",
@@ -324,13 +324,13 @@ def test_a_plan_runs_them_and_its_schema_says_what_they_leave():
 
 
 def test_their_curated_schema_passes_the_linter():
-    assert lint(curated_schema(check_flow(pack(CHANGES), event(fields=FIELDS), "eu", "eu"))) == []
+    assert lint(curated_schema(check_flow(terms(CHANGES), event(fields=FIELDS)))) == []
 
 
 def test_a_region_that_may_hold_only_coarse_traits_refuses_the_others():
     allowed = {("landing", "events", "small", "also_allowed", "tags"): ["quasi.coarse"]}
     with pytest.raises(ConfigError) as caught:
-        check_flow(pack({**CHANGES, **allowed}), event(fields=FIELDS), "eu", "eu")
+        check_flow(terms({**CHANGES, **allowed}), event(fields=FIELDS))
     for name in ("badge", "postcode", "address"):
         assert f"{name}: " in str(caught.value)
     assert "occupation: " not in str(caught.value)
