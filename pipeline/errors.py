@@ -2,6 +2,7 @@
 
     PipelineError
     ├── ConfigError      wrong use or configuration: exit 2, before any I/O
+    │   └── BasisEnded   what permitted a transfer holds no more: exit 1, nothing crosses
     ├── RecordError      this record is bad: tell the waiting caller, or quarantine it and go on
     ├── TransientError   try again under a deadline
     ├── OwnershipLost    another instance owns the partition or the store now: drop the batch, seek
@@ -29,6 +30,10 @@ class PipelineError(Exception):
 
 class ConfigError(PipelineError):
     """Wrong configuration, schema, pack or command; nothing has been started."""
+
+
+class BasisEnded(ConfigError):
+    """The basis of a transfer has ended: configuration that was right became wrong with the date."""
 
 
 class RecordError(PipelineError):

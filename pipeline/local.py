@@ -1,7 +1,8 @@
 """The local stack: which processes it has, and how they are started, found and stopped.
 
 Comes in: a project and the configuration file it came from. Goes out: a running stack under the state folder:
-one broker, and per region one processor, one store writer and one edge agent.
+one broker; per region that collects one processor and one edge agent, per region that others' events cross to
+one border processor, and per region one store writer.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from pipeline.service import Project
 from pipeline.stack import ProcessSpec, Progress, Stack, StackOptions, Started
 
-ROLES = ("process", "store", "edge")
-STAGES = {"edge": 2, "process": 1, "store": 0}  # higher stops first: each drains what the one before sent
+ROLES = ("process", "border", "store", "edge")
+# The higher stops first: each drains what the one before sent.
+STAGES = {"edge": 3, "process": 2, "border": 1, "store": 0}
 
 
 def role_name(role: str, region: str) -> str:
@@ -27,8 +29,15 @@ def ready_file(project: Project, role: str, region: str) -> Path:
     return project.config.run_path().resolve() / f"{role_name(role, region)}.ready"
 
 
+def roles_of(project: Project, region: str) -> tuple[str, ...]:
+    """The roles that have work in a region."""
+    collects, receives = project.collects(region), bool(project.origins(region))
+    works = {"process": collects, "border": receives, "store": collects or receives, "edge": collects}
+    return tuple(role for role in ROLES if works[role])
+
+
 def specs(project: Project, config_file: Path | None, roles: tuple[str, ...] = ROLES) -> list[ProcessSpec]:
-    """One process per role and region."""
+    """One process per role and region, of the wanted roles."""
     file = ("--config", str(config_file.resolve())) if config_file else ()
     state = ("--state", str(project.config.state.resolve()))
     return [
@@ -40,6 +49,7 @@ def specs(project: Project, config_file: Path | None, roles: tuple[str, ...] = R
         )
         for role in roles
         for region in project.config.regions
+        if role in roles_of(project, region)
     ]
 
 

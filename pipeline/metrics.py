@@ -78,6 +78,10 @@ class EdgeMetrics:
             "pipeline_edge_forwarded_events", "Events acknowledged by the broker.", ["region", "event"],
             registry=registry,
         )  # fmt: skip
+        self._evicted = Counter(
+            "pipeline_edge_evicted_events", "Accepted events given up: age, bytes, disk, damaged, oversize.",
+            ["lane", "reason"], registry=registry,
+        )  # fmt: skip
         self._pending = Gauge(
             "pipeline_edge_spooled_events", "Events in the spool, not yet acknowledged by the broker.",
             ["lane"], registry=registry,
@@ -102,6 +106,10 @@ class EdgeMetrics:
     def forwarded(self, event: str, region: str, count: int) -> None:
         """The broker acknowledged ``count`` events."""
         self._forwarded.labels(region, event).inc(count)
+
+    def evicted(self, lane: str, reason: str, count: int) -> None:
+        """``count`` accepted events were given up."""
+        self._evicted.labels(lane, reason).inc(count)
 
     def spool(self, pending: dict[str, int], payload_bytes: int) -> None:
         """What waits now: events per lane, bytes in all."""
@@ -134,7 +142,10 @@ class ProcessorMetrics:
             ["region", "origin", "event"],
         )  # fmt: skip
         self._batch = BatchHistogram(
-            registry, "pipeline_processor_batch_seconds", "Computing one batch.", ["region", "origin", "event"]
+            registry,
+            "pipeline_processor_batch_seconds",
+            "Computing one batch.",
+            ["region", "origin", "event"],
         )
         self._retries = Counter(
             "pipeline_processor_restarts", "Partitions taken up again after an error, by the error's class.",

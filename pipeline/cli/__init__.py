@@ -13,10 +13,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli import data, local, policies, roles
+from pipeline.cli import data, keys, local, policies, roles
 from pipeline.cli.output import Session
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import BasisEnded, ConfigError, PipelineError
 
 app = typer.Typer(
     name="pipeline", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -53,12 +53,15 @@ local.add_to(app)
 roles.add_to(app)
 data.add_to(app)
 policies.add_to(app)
+keys.add_to(app)
 
 
 def main() -> NoReturn:
     """Run the command named by the arguments and end the process with its exit status."""
     try:
         app(standalone_mode=True)
+    except BasisEnded as error:
+        _fail(error, 1)
     except ConfigError as error:
         _fail(error, 2)
     except PipelineError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.output import session
+from pipeline.crossing import run_border
 from pipeline.local import ready_file, role_name
 from pipeline.service import Role, Runner, run_edge, run_processor, run_store
 
@@ -21,12 +23,25 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("edge")(command_edge)
     app.command("process")(command_process)
+    app.command("border")(command_border)
     app.command("store")(command_store)
 
 
 def command_process(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:
     """Run the processor of a region: raw topics through the policy to curated topics."""
     _run(context, "process", region, metrics_port, run_processor)
+
+
+def command_border(
+    context: typer.Context,
+    region: Annotated[str, typer.Option(help="the region that receives")],
+    origin: Annotated[
+        str | None, typer.Option("--from", help="only from here; default: every origin")
+    ] = None,
+    metrics_port: MetricsPort = 0,
+) -> None:
+    """Run what crosses into a region: the origins' curated topics through both policies."""
+    _run(context, "border", region, metrics_port, partial(run_border, origin=origin))
 
 
 def command_store(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:

@@ -12,7 +12,7 @@ quarantined here, counted and named by position, for what follows it must not wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -24,28 +24,24 @@ from pipeline.events import LockedSchema, split_null
 from pipeline.processor.leg import Leg, int64
 from pipeline.reasons import Reason
 
-RAW_PARTITION, RAW_OFFSET, ORIGIN = "raw_partition", "raw_offset", "origin"
-JURISDICTION = "jurisdiction"
+RAW_PARTITION, RAW_OFFSET, JURISDICTION = "raw_partition", "raw_offset", "jurisdiction"
 RAW_LINE = 1  # where a landing leg has the spool's number; 0 would mean "no identity"
 
 
 @dataclass(frozen=True)
 class BorderLeg(Leg):
-    """One event type on its way from ``origin`` into another region.
+    """One event type on its way from one region into another.
 
-    ``taken_over``: per older schema id the columns that mean what they mean in the newest version.
     ``jurisdictions``: those of the origin; a row of any other must not leave under its terms.
-    ``valid(now_us)`` raises once the basis of the transfer has ended.
+    ``taken_over``: per schema id the columns that mean what they mean in the newest version.
     """
 
-    origin: str
     jurisdictions: frozenset[str]
-    valid: Callable[[int], None]
-    taken_over: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    taken_over: Mapping[int, frozenset[str]]
 
     def permit(self, now_us: int) -> None:
         """Nothing crosses without a basis that holds now."""
-        self.valid(now_us)
+        self.plan.terms.demand_valid(now_us)
 
     def carried(self, batch: pa.RecordBatch, schema_id: int) -> frozenset[str]:
         """See :func:`acceptable`."""
@@ -66,12 +62,11 @@ class BorderLeg(Leg):
         reasons = [(Reason.RANGE, RAW_PARTITION), (Reason.JURISDICTION_ELSEWHERE, JURISDICTION)]
         return Findings(codes, reasons)
 
-    def curate(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> pa.RecordBatch:
-        """With its origin and the raw position that it came with."""
-        kept = self.plan.transform(batch)
-        origin = pa.repeat(pa.scalar(self.origin), len(batch))
-        columns = [*kept.columns, origin, batch.column(RAW_PARTITION), batch.column(RAW_OFFSET)]
-        return pa.RecordBatch.from_arrays(columns, schema=self.curated.arrow)
+    def position(
+        self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray
+    ) -> tuple[pa.Array, pa.Array]:
+        """The one that it came with; the plan has said the origin."""
+        return batch.column(RAW_PARTITION), batch.column(RAW_OFFSET)
 
     def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:
         """When the origin's processor delivered the row: its own times may be coarse."""

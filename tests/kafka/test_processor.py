@@ -330,6 +330,6 @@ async def test_metrics_name_outcomes_and_no_source(project):
         await landing.send(0, framed(landing.schemas, EVENT, batch))
         await landing.accounted(100)
     text = generate_latest(landing.registry).decode()
-    labels = 'event="vehicle_telemetry",outcome="passed",reason="",region="eu"'
+    labels = 'event="vehicle_telemetry",origin="eu",outcome="passed",reason="",region="eu"'
     assert f"pipeline_processor_processed_events_total{{{labels}}} 100.0" in text
     assert not any(name in text for name in set(batch.column("source").to_pylist()))
