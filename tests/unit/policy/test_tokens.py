@@ -176,6 +176,35 @@ def test_processes_at_once_are_given_the_same_token_for_a_subject(path):
         assert connection.execute("SELECT count(*) FROM token").fetchone() == (220,)
 
 
+def test_two_that_both_found_a_subject_new_are_given_the_token_of_the_first(path):
+    holder = sqlite3.connect(path, isolation_level=None)
+    vaults = [SqliteTokenVault(path, wait_s=30) for _ in range(2)]
+    both_have_looked = threading.Barrier(3, timeout=30)
+    found = []
+
+    def at_the_lock(statement):
+        if statement.startswith("BEGIN"):
+            both_have_looked.wait()
+
+    for vault in vaults:
+        vault.tokens("eu", "care", [])
+    holder.execute("BEGIN IMMEDIATE")  # readers look, writers wait
+    threads = []
+    for vault in vaults:
+        vault._connection.set_trace_callback(at_the_lock)
+        threads.append(
+            threading.Thread(target=lambda v=vault: found.append(v.tokens("eu", "care", hashes("a"))))
+        )
+        threads[-1].start()
+    both_have_looked.wait()
+    holder.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(30)
+    holder.close()
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
 def test_a_token_that_was_given_out_survives_kill(path):
     process = asking(path)
     process.stdin.write("go\n")
