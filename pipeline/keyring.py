@@ -41,9 +41,24 @@ class Keyring:
 
     def create(self, region: str, purposes: Iterable[str]) -> list[Path]:
         """Make the roots that are missing; the paths of the new ones. Raises ConfigError, TransientError."""
-        if self._is_default(region):
-            self._ensure_master()
+        self.prepare(region)
         return create_keys(self._config.keys_path(region), region, purposes, self.wrapping(region))
+
+    def prepare(self, region: str) -> None:
+        """Make the local stack's master key when it is what wraps the region's roots and no root exists yet.
+
+        Raises ConfigError when it is gone and there are roots under it.
+        """
+        path = self.default_master()
+        if not self._is_default(region) or path.exists():
+            return
+        for other in filter(self._is_default, self._config.regions):
+            if list_roots(self._config.keys_path(other)):
+                raise ConfigError(
+                    "the master key is gone, and there are roots under it", operation="key store",
+                    place=str(path), remedy="restore it: another one would not open them",
+                )  # fmt: skip
+        create_master(path)
 
     def default_master(self) -> Path:
         """Where the local stack keeps its master key."""
@@ -52,18 +67,6 @@ class Keyring:
     def _is_default(self, region: str) -> bool:
         keys = self._config.key_wrapping(region)
         return not (keys.master_file or keys.passphrase_file or keys.passphrase_env or keys.transit)
-
-    def _ensure_master(self) -> None:
-        path = self.default_master()
-        if path.exists():
-            return
-        for region in filter(self._is_default, self._config.regions):
-            if list_roots(self._config.keys_path(region)):
-                raise ConfigError(
-                    "the master key is gone, and there are roots under it", operation="key store",
-                    place=str(path), remedy="restore it: another one would not open them",
-                )  # fmt: skip
-        create_master(path)
 
     def _made(self, region: str) -> Wrapping:
         keys = self._config.key_wrapping(region)

@@ -1,4 +1,4 @@
-"""Commands for those who write schemas and policies: schema, policy, keys, config."""
+"""Commands for those who write schemas and policies: schema, policy, config."""
 
 from __future__ import annotations
 
@@ -38,9 +38,6 @@ def add_to(app: typer.Typer) -> None:
     policy.command("explain")(policy_explain)
     policy.command("test")(policy_test)
     app.add_typer(policy, name="policy")
-    keys = typer.Typer(no_args_is_help=True, help="Keys of the pseudonyms.")
-    keys.command("create")(keys_create)
-    app.add_typer(keys, name="keys")
     app.command("config")(config_show)
 
 
@@ -232,21 +229,6 @@ def _told(told: Explanation) -> list[tuple[str, str]]:
         *(("filter", f"{name}: {source}") for name, source in told.filters.items()),
     ]
     return [(name, text) for name, text in lines if text]
-
-
-def keys_create(
-    context: typer.Context, region: Annotated[str | None, typer.Option(help="default: every region")] = None
-) -> None:
-    """Make the root keys of pseudonyms that are missing; an existing key is never touched."""
-    here = session(context)
-    regions = here.regions(region)
-    here.project.create_keys(regions)
-    paths = {name: str(here.config.keys_path(name)) for name in regions}
-    if here.json:
-        here.print_json(paths)
-    for name, path in paths.items():
-        if not here.json:
-            here.console.print(f"{name}: {path}")
 
 
 def config_show(context: typer.Context) -> None:

@@ -6,8 +6,8 @@ a lost generation is noticed and never replaced by the one before it.
 
 A file is one line: ``root-key v1 <wrapping> <until> <text>``. A *generation* serves the epochs from the one
 in its name (``eu.care.2027-q1.key``; the first has none and serves from ever) up to ``until``, excluded;
-``-`` says that it is the last. The context of the wrapping is label, region, purpose, since, until, each ended by a
-zero byte.
+``-`` says that it is the last. The context of the wrapping is label, region, purpose, since, until, each
+ended by a zero byte.
 """
 
 from __future__ import annotations
