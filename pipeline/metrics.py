@@ -151,6 +151,11 @@ class ProcessorMetrics:
             "pipeline_processor_restarts", "Partitions taken up again after an error, by the error's class.",
             ["region", "origin", "error"], registry=registry,
         )  # fmt: skip
+        self._held = Gauge(
+            "pipeline_processor_held_records", "Source records held back until a crowd has gathered.",
+            ["region", "origin", "event"], registry=registry,
+        )  # fmt: skip
+        self._holding: dict[tuple[str, int], int] = {}
 
     def processed(self, event: str, counts: dict[tuple[str, str], int]) -> None:
         """One batch's records per (outcome, reason)."""
@@ -168,6 +173,12 @@ class ProcessorMetrics:
     def computed(self, event: str, seconds: float) -> None:
         """One batch was computed in this time."""
         self._batch.observe((self._region, self._origin, event), np.array([seconds]))
+
+    def held(self, event: str, partition: int, records: int) -> None:
+        """So many records of a partition are held back now."""
+        self._holding[event, partition] = records
+        held = sum(count for (name, _), count in self._holding.items() if name == event)
+        self._held.labels(self._region, self._origin, event).set(held)
 
     def restarted(self, error: str) -> None:
         """A partition goes back to its last complete position."""

@@ -25,6 +25,7 @@ class Joined:
     first_offset: int
     next_offset: int
     offsets: np.ndarray
+    timestamps_ms: np.ndarray
     values: pa.BinaryArray
     refused: list[tuple[int, int, str]]
 
@@ -33,7 +34,7 @@ class Joined:
 class Hold:
     """Runs of one partition, from one generation of its claim. ``hold_s`` 0: nothing waits."""
 
-    hold_s: float
+    hold_s: float = 0.0
     records_max: int = HELD_RECORDS_MAX
     _runs: list[Any] = field(default_factory=list)
     _since_s: float = 0.0
@@ -65,6 +66,7 @@ class Hold:
         return Joined(
             first.topic, first.partition, first.first_offset, runs[-1].next_offset,
             np.concatenate([run.offsets for run in runs]),
+            np.concatenate([run.timestamps_ms for run in runs]),
             pa.concat_arrays([run.values for run in runs]),
             [refusal for run in runs for refusal in run.refused],
         )  # fmt: skip

@@ -32,11 +32,11 @@ class LandingLeg(Leg):
         """The region's plausibility checks."""
         return self.checks.run(batch, now_us)
 
-    def curate(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> pa.RecordBatch:
-        """With the raw record's own position."""
-        kept = self.plan.transform(batch)
-        columns = [*kept.columns, pa.array(np.full(len(offsets), partition, np.int32)), pa.array(offsets)]
-        return pa.RecordBatch.from_arrays(columns, schema=self.curated.arrow)
+    def position(
+        self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray
+    ) -> tuple[pa.Array, pa.Array]:
+        """The raw record's own."""
+        return pa.array(np.full(len(offsets), partition, np.int32)), pa.array(offsets)
 
     def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:
         """When the edge took the event."""

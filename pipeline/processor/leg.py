@@ -2,8 +2,8 @@
 
 Comes in: a run of records of one partition. Goes out: framed curated records, and for every position one
 outcome. The order of the questions is fixed, because the first answer counts: readable? seen before?
-plausible? wanted? And then the policy's operators, which can only transform: what they cannot discharge stops
-the stage, it never passes.
+plausible? wanted, by the pack and by its person? And then the policy's operators, which can only transform:
+what they cannot discharge stops the stage, it never passes; last, whether a crowd hides what they made.
 
 What all legs share is here; :mod:`pipeline.processor.landing` and :mod:`pipeline.processor.border` say what a
 record's identity is, what makes it plausible, and which position its row carries.
@@ -25,6 +25,8 @@ from pipeline.checks import Findings
 from pipeline.codec import Codec
 from pipeline.framing import unframe
 from pipeline.policy import Plan
+from pipeline.policy.crowd import SUPPRESSED
+from pipeline.policy.plan import Choices
 from pipeline.processor.repeats import Seen, find_repeats
 from pipeline.reasons import Reason
 from pipeline.schemas import EventType
@@ -75,6 +77,7 @@ class Leg(ABC):
 
     ``event``: what comes in, at its newest version. ``codecs``: the schema ids that count as this event,
     newest one included; records of an older version are brought to it. ``curated``: what goes out.
+    ``choices``: what people have said, where the plan asks for consent.
     """
 
     event: EventType
@@ -82,6 +85,7 @@ class Leg(ABC):
     plan: Plan
     curated: Codec
     record_bytes_max: int
+    choices: Choices | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def identities(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,9 +96,11 @@ class Leg(ABC):
         """Rows that may not go on, and why."""
 
     @abstractmethod
-    def curate(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> pa.RecordBatch:
-        """The operators' result with the position that is the event's identity from here on, in the schema of
-        ``curated``. ``offsets``: where each row lies in the source."""
+    def position(
+        self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray
+    ) -> tuple[pa.Array, pa.Array]:
+        """Raw partition and offset of each row: its identity from here on. ``offsets``: where it lies in the
+        source."""
 
     @abstractmethod
     def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:
@@ -128,11 +134,18 @@ class Leg(ABC):
         foreign = self.foreign(records, rows[line != 0])
         outcomes.mark(rows[repeats], REPEAT, "")
         faulty = self._check(batch, rows, outcomes, (records.partition, now_us))
-        self._filter(batch, rows, outcomes)
-        keep = np.flatnonzero(outcomes.is_open(rows))
-        if len(keep) < len(rows):
-            batch, rows = batch.take(pa.array(keep)), rows[keep]
-        curated = self.curated.encode(self.curate(batch, records.partition, records.offsets[rows]))
+        for reason, found in self.plan.filter(batch, self.choices).items():
+            outcomes.mark(rows[found], FILTERED, reason)
+        batch, rows = _open(batch, rows, outcomes)
+        result = self.plan.transform(batch)
+        alone = self.plan.alone(batch, result)
+        if len(alone):
+            outcomes.mark(rows[alone], FILTERED, SUPPRESSED)
+            result, _ = _open(result, rows, outcomes)
+            batch, rows = _open(batch, rows, outcomes)
+        offsets = records.offsets[rows]
+        columns = [*result.columns, *self.position(batch, records.partition, offsets)]
+        curated = self.curated.encode(pa.RecordBatch.from_arrays(columns, schema=self.curated.arrow))
         received = self.received_us(batch, records.timestamps_ms[rows] * 1000)
         return Landed(
             records.first_offset, records.next_offset, outcomes, curated, received, updates, foreign, faulty
@@ -200,9 +213,11 @@ class Leg(ABC):
             faulty.update(dict.fromkeys(outcomes.offsets[found].tolist(), name))
         return faulty
 
-    def _filter(self, batch: pa.RecordBatch, rows: np.ndarray, outcomes: Outcomes) -> None:
-        for rule, found in self.plan.filter(batch).items():
-            outcomes.mark(rows[found], FILTERED, rule)
+
+def _open(batch: pa.RecordBatch, rows: np.ndarray, outcomes: Outcomes) -> tuple[pa.RecordBatch, np.ndarray]:
+    """The rows that nothing has taken out, and their numbers."""
+    keep = np.flatnonzero(outcomes.is_open(rows))
+    return (batch, rows) if len(keep) == len(rows) else (batch.take(pa.array(keep)), rows[keep])
 
 
 def int64(batch: pa.RecordBatch, name: str) -> np.ndarray:

@@ -28,13 +28,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.batches import ranges
 from pipeline.control_records import encode_control
 from pipeline.errors import OwnershipLost, PipelineError, StoreCorrupt, TransientError
 from pipeline.metrics import ProcessorMetrics
+from pipeline.processor.account import quarantine_of, stats_of
+from pipeline.processor.consents import ConsentFeed
+from pipeline.processor.hold import Hold
 from pipeline.processor.leg import Decided, Landed, Leg, Records
 from pipeline.processor.state import PartitionState, RawPartition, StateLog
 from pipeline.schemas import SchemaStore
@@ -81,11 +82,12 @@ class Ports:
     reader: Reader
     writer: Writer
     state: StateLog
+    consents: ConsentFeed | None = None  # where some leg asks people for consent
 
 
 @dataclass
 class Claim:
-    """A partition this instance works on: its state, its queue and its task."""
+    """A partition this instance works on: its state, its queue, what it holds back, and its task."""
 
     raw: RawPartition
     leg: Leg
@@ -95,6 +97,7 @@ class Claim:
     queue: asyncio.Queue[tuple[int, Records]] = field(
         default_factory=lambda: asyncio.Queue(QUEUED_BATCHES_PER_PARTITION)
     )
+    held: Hold = field(default_factory=Hold)
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
 
@@ -118,7 +121,9 @@ class Processor:
     ) -> None:
         self._legs, self._topic_ids = legs, topic_ids
         self._reader, self._writer, self._state = ports.reader, ports.writer, ports.state
+        self._consents = ports.consents
         self._schemas, self._topics, self._metrics = schemas, topics, metrics
+        self._quarantine = schemas.codec(schemas.latest("control.quarantine").id)
         self._claims: dict[TopicPartition, Claim] = {}
         self._stats_ends: dict[int, int] = {}
         self._stats_locks: dict[int, asyncio.Lock] = {}
@@ -163,7 +168,10 @@ class Processor:
     async def _assigned(self, partitions: list[TopicPartition]) -> None:
         by_number: dict[int, list[Claim]] = {}
         for topic, number in partitions:
-            claim = Claim(RawPartition(topic, self._topic_ids[topic], number), self._legs[topic])
+            leg = self._legs[topic]
+            claim = Claim(
+                RawPartition(topic, self._topic_ids[topic], number), leg, held=Hold(leg.plan.hold_s)
+            )
             by_number.setdefault(number, []).append(claim)
         for number, claims in by_number.items():
             await self._load_patiently(number, claims)
@@ -235,12 +243,11 @@ class Processor:
         """The task of one partition; goes back to the last complete position after a passing failure."""
         pause_s = 0.1
         while True:
-            generation, records = await claim.queue.get()
+            records = await self._gathered(claim)
             async with claim.busy:
                 try:
-                    if generation == claim.generation:
-                        async with self._slots:
-                            await self._process(claim, records)
+                    async with self._slots:
+                        await self._process(claim, records)
                     pause_s = 0.1
                 except (TransientError, OwnershipLost) as error:
                     log.warning("partition taken up again: %s", error)
@@ -251,10 +258,30 @@ class Processor:
                         claim.queue.get_nowait()
                     await self._load_patiently(claim.raw.partition, [claim])
 
+    async def _gathered(self, claim: Claim) -> Records:
+        """The next records; where rows need a crowd, all that have come since the first was held back."""
+        event, held = claim.leg.event.name, claim.held
+        held.clear()
+        while (due_s := held.due_in(time.monotonic())) != 0.0:
+            try:
+                async with asyncio.timeout(due_s):
+                    generation, records = await claim.queue.get()
+            except TimeoutError:
+                continue
+            if generation == claim.generation:
+                held.add(records, time.monotonic())
+                if held.hold_s:
+                    self._metrics.held(event, claim.raw.partition, len(held))
+        if held.hold_s:
+            self._metrics.held(event, claim.raw.partition, 0)
+        return held.take()
+
     async def _process(self, claim: Claim, records: Records) -> None:
         loop = asyncio.get_running_loop()
         state, started, now_us = claim.state, time.monotonic(), time.time_ns() // 1000
         claim.leg.permit(now_us)
+        if claim.leg.plan.consent is not None and self._consents is not None:
+            await self._consents.catch_up()
         landed = await loop.run_in_executor(
             self._compute, claim.leg.process, records, state.seen, state.decided, now_us
         )
@@ -276,7 +303,9 @@ class Processor:
         if start >= landed.next_offset:
             return
         number, raw = claim.raw.partition, claim.raw
-        record = encode_control(self._schemas, "stats", self._stats(claim, landed, start))
+        record = encode_control(
+            self._schemas, "stats", stats_of(raw, claim.leg, self._topics.destination, landed, start)
+        )
         value = pa.array([record], pa.binary())
         async with self._stats_locks.setdefault(number, asyncio.Lock()):
             expected = self._stats_ends[number]
@@ -289,49 +318,14 @@ class Processor:
                 )  # fmt: skip
             claim.state.stats_next = offset + 1
 
-    def _stats(self, claim: Claim, landed: Landed, start: int) -> dict[str, Any]:
-        raw, now_us = claim.raw, time.time_ns() // 1000
-        foreign = landed.foreign[np.searchsorted(landed.foreign, start) :]
-        return {
-            "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
-            "first_offset": start, "next_offset": landed.next_offset,
-            "event": claim.leg.event.name, "region": self._topics.destination,
-            "policy_hash": claim.leg.plan.policy_hash, "processed_time": now_us,
-            "counts": [
-                {"outcome": outcome, "reason": reason, "count": count}
-                for (outcome, reason), count in landed.outcomes.counts(start).items()
-            ],
-            "runs": [
-                {"first": run.first, "next": run.next, "outcome": run.outcome, "reason": run.reason}
-                for run in landed.outcomes.runs(start)
-            ],
-            "foreign": [{"first": first, "next": end} for first, end in ranges(foreign)],
-            "waited_us": int(np.mean(now_us - landed.received_us)) if len(landed.received_us) else 0,
-        }  # fmt: skip
-
     async def _deliver(self, claim: Claim, landed: Landed) -> None:
         number = claim.raw.partition
         if len(landed.curated):
             topic = self._topics.curated(claim.leg.event.name)
             await self._writer.send(topic, number, landed.curated)
-        offsets, reasons = landed.outcomes.quarantined()
-        if len(offsets):
-            records = self._quarantine_records(claim, offsets, reasons, landed.faulty_fields)
-            await self._writer.send(self._topics.quarantine, number, records)
-
-    def _quarantine_records(
-        self, claim: Claim, offsets: np.ndarray, reasons: list[str], fields: dict[int, str]
-    ) -> pa.BinaryArray:
-        """Position, reason and the field's name; the value stays in the raw topic, inside the region."""
-        raw, codec = claim.raw, self._schemas.codec(self._schemas.latest("control.quarantine").id)
-        columns: dict[str, Any] = {
-            "raw_topic": raw.topic, "raw_topic_id": raw.topic_id, "raw_partition": raw.partition,
-            "raw_offset": offsets, "event": claim.leg.event.name, "reason": [str(r) for r in reasons],
-            "field": [fields.get(offset, "") for offset in offsets.tolist()],
-            "policy_hash": claim.leg.plan.policy_hash, "quarantined_time": time.time_ns() // 1000,
-        }  # fmt: skip
-        arrays = [_column(columns[target.name], len(offsets), target.type) for target in codec.arrow]
-        return codec.encode(pa.RecordBatch.from_arrays(arrays, schema=codec.arrow))
+        quarantined = quarantine_of(claim.raw, claim.leg, self._quarantine, landed)
+        if len(quarantined):
+            await self._writer.send(self._topics.quarantine, number, quarantined)
 
     async def _remember(self, claim: Claim, seen: dict[tuple[int, int], int]) -> None:
         state = claim.state
@@ -360,9 +354,3 @@ class Processor:
                 lag[topic] += max(0, ends.get((topic, number), position) - position)
             for topic, records in lag.items():
                 self._metrics.lag(self._legs[topic].event.name, records)
-
-
-def _column(values: Any, length: int, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, int):
-        return pa.repeat(pa.scalar(values, pa.int64()).cast(kind), length)
-    return pa.repeat(pa.scalar(values, kind), length) if isinstance(values, str) else pa.array(values, kind)
