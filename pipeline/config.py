@@ -164,6 +164,14 @@ class StackConfig(_Strict):
     stop_timeout_s: Annotated[float, Field(gt=0)] = 20.0
 
 
+class RecordConfig(_Strict):
+    """Who answers for the processing, for its record (GDPR 30(1)(a)); empty: not said."""
+
+    organisation: str = ""
+    contact: str = ""
+    dpo: str = ""
+
+
 class Config(_Strict):
     """Everything; ``state`` is the folder for all that a run leaves behind."""
 
@@ -181,6 +189,7 @@ class Config(_Strict):
     flush: FlushConfig = FlushConfig()
     stack: StackConfig = StackConfig()
     keys: KeysConfig = KeysConfig()
+    record: RecordConfig = RecordConfig()
     metrics_host: str = "127.0.0.1"
 
     def region(self, name: str) -> RegionConfig:

@@ -23,6 +23,7 @@ from pipeline.policy import (
     run_examples,
     survey_packs,
 )
+from pipeline.policy.record import processing_record, record_markdown
 from pipeline.schemas import EventType, SchemaStore, lock, source_schemas
 
 
@@ -37,6 +38,7 @@ def add_to(app: typer.Typer) -> None:
     policy.command("check")(policy_check)
     policy.command("explain")(policy_explain)
     policy.command("test")(policy_test)
+    policy.command("record")(policy_record)
     app.add_typer(policy, name="policy")
     app.command("config")(config_show)
 
@@ -132,13 +134,16 @@ def policy_check(context: typer.Context) -> None:
 
 
 def _denied(judged: Judgement, events: int) -> Iterator[str]:
-    """What is not permitted, one line per leg and reason."""
+    """What is not permitted, one line per origin, reason and events."""
     legs: dict[tuple[str, str, str], list[str]] = {}
     for denial in judged.denied:
-        legs.setdefault((denial.origin, denial.destination, denial.reason), []).append(denial.event)
-    for (origin, destination, reason), names in legs.items():
+        legs.setdefault((denial.origin, denial.reason, denial.destination), []).append(denial.event)
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for (origin, reason, destination), names in legs.items():
         what = "every event" if len(names) == events else ", ".join(names)
-        yield f"denied: {origin} to {destination}: {what}: {reason}"
+        lines.setdefault((origin, what, reason), []).append(destination)
+    for (origin, what, reason), destinations in lines.items():
+        yield f"denied: {origin} to {', '.join(destinations)}: {what}: {reason}"
 
 
 def policy_explain(
@@ -200,6 +205,22 @@ def policy_test(
         here.console.print(f"{len(results) - len(failed)} of {len(results)} examples as expected")
     if failed:
         raise typer.Exit(1)
+
+
+def policy_record(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json/--markdown", help="for machines or for people")] = False,
+) -> None:
+    """The record of processing activities (GDPR 30), from the configuration and the packs."""
+    here = session(context)
+    folder = here.config.schemas_path()
+    events = SchemaStore.load(folder).events
+    packs = load_packs(folder / "policies", events)
+    record = processing_record(packs, events, here.config.regions, here.config.record)
+    if as_json or here.json:
+        here.print_json(record)
+    else:
+        print(record_markdown(record), end="")
 
 
 def _surveyed(here: Session) -> tuple[Survey, dict[str, EventType]]:

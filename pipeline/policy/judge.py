@@ -72,7 +72,7 @@ def _without_leg(packs: Packs, events: Mapping[str, EventType]) -> list[Denial]:
             if (origin, destination) in legs or (origin == destination and not collects):
                 continue
             reason = (
-                f"the pack of {origin} permits no transfer to {destination}"
+                f"the pack of {origin} permits no such transfer"
                 if collects
                 else f"{origin} collects nothing, and what it received goes no further"
             )
