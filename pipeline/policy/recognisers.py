@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from pipeline.errors import ConfigError
+from pipeline.policy.flow import Decision, Flow
 from pipeline.policy.operators.text import RedactParameters, redacting
 from pipeline.policy.redaction import PATTERNS, Span, find, replaced
-from pipeline.policy.typecheck import Decision, Flow
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,40}")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 PATTERNS = "patterns"  # the name of this recogniser in a pack
@@ -159,15 +160,14 @@ _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{2,39}(?:\.[0-9
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9)[0-9]{3}-(?!00)[0-9]{2}-(?!0000)[0-9]{4}(?![\w-])")
 
 
-def _addresses(text: str) -> Iterator[tuple[int, int]]:
-    for pattern in (_IPV4, _IPV6):
-        for match in pattern.finditer(text):
-            try:
-                ipaddress.ip_address(match.group())
-            except ValueError:
-                continue
-            if match.group() != "::":  # an address of nobody, and in many texts a sign
-                yield match.span()
+def _addresses(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    for match in pattern.finditer(text):
+        try:
+            ipaddress.ip_address(match.group())
+        except ValueError:
+            continue
+        if match.group() != "::":  # an address of nobody, and in many texts a sign
+            yield match.span()
 
 
 def _social_security(text: str) -> Iterator[tuple[int, int]]:
@@ -246,10 +246,11 @@ _SEARCHES: tuple[tuple[str, Callable[[str], Iterator[tuple[int, int]]]], ...] = 
     ("email", _emails),
     ("iban", _ibans),
     ("card", _cards),
-    ("ip", _addresses),
+    ("ip", partial(_addresses, _IPV6)),  # before the other, which some end with
+    ("ip", partial(_addresses, _IPV4)),
     ("ssn", _social_security),
     (_DATE, _dates),
     ("phone", _phones),
     ("plate", _plates),
 )
-KINDS = tuple(kind for kind, _ in _SEARCHES if kind != _DATE)
+KINDS = tuple(dict.fromkeys(kind for kind, _ in _SEARCHES if kind != _DATE))

@@ -17,7 +17,11 @@ from pipeline.policy.redaction import KINDS, find, redact
 from tests.shared_data import shared_data
 from tests.unit.policy.test_policy_operators import run
 
-LABELS = {"email": "EMAIL_ADDRESS", "iban": "IBAN_CODE", "card": "CREDIT_CARD", "phone": "PHONE_NUMBER"}
+LABELS = {
+    "email": "EMAIL_ADDRESS", "iban": "IBAN_CODE", "card": "CREDIT_CARD", "ip": "IP_ADDRESS", "ssn": "US_SSN",
+    "phone": "PHONE_NUMBER",
+}  # fmt: skip
+RIGHT_MIN = {"phone": 0.85}  # share of what was found that carries the same label; 0.98 for the others
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,11 @@ LABELS = {"email": "EMAIL_ADDRESS", "iban": "IBAN_CODE", "card": "CREDIT_CARD", 
         ("0171\u200b2345\u200b678", "[phone]"),
         ("٠١٧١ ٢٣٤٥٦٧٨", "[phone]"),
         ("a@b.example, +1-984-182-0190", "[email], [phone]"),
+        (
+            "from 203.0.113.77, then [2001:db8::1] and ::ffff:203.0.113.77.",
+            "from [ip], then [[ip]] and [ip].",
+        ),
+        ("ssn 123-45-6789", "ssn [ssn]"),
     ],
 )
 def test_what_leads_to_a_person_is_replaced_by_its_kind(text, redacted):
@@ -52,6 +61,9 @@ def test_what_leads_to_a_person_is_replaced_by_its_kind(text, redacted):
         "error P0301 at 87 km/h, 3.5 bar, 12:30:45",
         "me @ home",
         "part ab12 cde in row 12",
+        "lives at 28919 136 Elm Street, Apt. 117 5720",
+        "ZIP 75534-030, 3610-114",
+        "std::vector, a :: b, 1.2.3, 256.1.1.1, aa:bb:cc:dd:ee:ff",
         "",
         "\0",
     ],
@@ -65,6 +77,24 @@ def test_a_number_with_a_wrong_digit_is_no_iban_and_no_card():
     assert [span.kind for span in find("4111111111111112")] == []
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "+49 30 901820", "030 901820", "0171 2345678", "01 42 68 53 00", "+33 1 42 68 53 00",
+        "020 7946 0958", "07700 900123", "+44 7700 900123", "91 123 45 67", "612 345 678", "612345678",
+        "06 12345678", "+31 20 794 0958", "0478 12 34 56", "02 1234 5678", "22 123 45 67",
+        "+48 22 123 45 67", "08-123 456 78", "070-123 45 67", "22 33 44 55", "412 34 567", "9123 4567",
+        "+65 6123 4567", "(11) 98765-4321", "98765-4321", "98765 4321", "3456-7890", "+55 11 98765-4321",
+        "555-0123", "(212) 555-0123", "212.555.0123", "2125550123", "+1 212 555 0123", "98765 43210",
+        "+91 98765 43210", "03-1234-5678", "138 0013 8000", "210 1234567", "99 123456", "512 3456",
+        "5123 4567", "022 1234567", "+420 601 123 456", "601 123 456", "+30 210 123 4567",
+        "+351 912 345 678",
+    ],
+)  # fmt: skip
+def test_a_telephone_number_is_found_as_people_of_many_countries_write_it(number):
+    assert redact(f"call {number} today") == "call [phone] today"
+
+
 def test_names_remain_which_is_why_the_result_is_not_harmless():
     assert redact("Anna Schmidt lives in Elm Street") == "Anna Schmidt lives in Elm Street"
     operator = OPERATORS["redact_text"]
@@ -72,7 +102,7 @@ def test_names_remain_which_is_why_the_result_is_not_harmless():
     assert operator.gives(None, frozenset({"text.free"})) == {"text.redacted"}
 
 
-@given(st.text(st.sampled_from("aB1290 @.-+()x\0\nÄ٣"), max_size=80))
+@given(st.text(st.sampled_from("aB1290 @.:-+()x\0\nÄ٣"), max_size=80))
 def test_spans_are_in_order_disjoint_and_gone_from_the_result(text):
     spans = find(text)
     assert all(0 <= a.start < a.end <= b.start for a, b in pairwise(spans))
@@ -91,7 +121,25 @@ def test_a_column_keeps_its_rows_and_its_nulls():
 
 @pytest.mark.parametrize(
     "unit",
-    [*"a1(+@\0", "1 ", "1-", "a@", "a@a.", "a.", "A1", "AB12 ", "DE12", "9 8", "19-", ".@a", "x1"],
+    [
+        *"a1(+@\0",
+        "1 ",
+        "1-",
+        "a@",
+        "a@a.",
+        "a.",
+        "A1",
+        "AB12 ",
+        "DE12",
+        "a:",
+        "1.",
+        "::",
+        "1:a.",
+        "9 8",
+        "19-",
+        ".@a",
+        "x1",
+    ],
 )
 def test_no_text_stalls_it(unit):
     """Ten times the text, about ten times the work; a quadratic search would take a hundred times."""
@@ -133,9 +181,9 @@ def test_measured_on_labelled_texts(capsys):
                 f"  {kind:6} recall {hidden[label]}/{labelled[label]}, found {found[kind]}, "
                 f"of the same kind {right[kind]}, on any label {personal[kind]}"
             )
-        print(f"  plate  found {found['plate']}; none is labelled")
+        print(f"  plate  found {found['plate']}, none is labelled: see test_redaction_plates")
     for kind, label in LABELS.items():
         assert hidden[label] == labelled[label] > 0, kind
         assert personal[kind] >= 0.98 * found[kind], kind
-        assert right[kind] >= (0.5 if kind == "phone" else 0.98) * found[kind], kind
+        assert right[kind] >= RIGHT_MIN.get(kind, 0.98) * found[kind], kind
     assert found["plate"] == 0
