@@ -24,7 +24,7 @@ from pipeline.balance import (
     balance,
     border_balance,
 )
-from pipeline.edge import LaneLedger, read_ledger
+from pipeline.edge import LaneLedger, read_ledger, without_copies
 from pipeline.errors import PipelineError
 from pipeline.service import Project, started
 
@@ -39,7 +39,7 @@ def spools(config_state: Path) -> list[Path]:
 
 def ledgers(project: Project) -> list[LaneLedger]:
     """The counters of every spool of this state folder."""
-    return [one for path in spools(project.config.state) for one in read_ledger(path)]
+    return without_copies(one for path in spools(project.config.state) for one in read_ledger(path))
 
 
 async def weigh(

@@ -27,7 +27,7 @@ from connectors.lake import Lake
 from connectors.token_vault import SqliteTokenVault, create_vault
 from pipeline.checks import Checks
 from pipeline.config import ClusterConfig, Config
-from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool
+from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool, Summariser
 from pipeline.errors import ConfigError
 from pipeline.keyring import Keyring
 from pipeline.metrics import EdgeMetrics, ProcessorMetrics, StoreMetrics, serve
@@ -38,9 +38,11 @@ from pipeline.policy import (
     curated_subject,
     load_packs,
 )
+from pipeline.policy.consent import ConsentBook, ConsentNames
 from pipeline.policy.door import demand_landable
 from pipeline.policy.minimise import edge_plans
-from pipeline.processor import LandingLeg, Leg, Ports, Processor, StateLog
+from pipeline.policy.plan import Choices
+from pipeline.processor import ConsentFeed, LandingLeg, Leg, Ports, Processor, StateLog
 from pipeline.schemas import EventType, SchemaStore
 from pipeline.stack import announce_ready
 from pipeline.store import Inflow, StorePlan, StorePorts, StoreWriter
@@ -128,6 +130,7 @@ class Project:
             specs.append(TopicSpec(leg.watermarks, count, True))
         if self.collects(region):
             specs.append(TopicSpec(self.topics.edges(region), self.config.region(region).partitions, True))
+            specs.append(TopicSpec(self.topics.consent(region), 1, True))
         return specs
 
     async def ensure_topics(self, regions: list[str]) -> None:
@@ -154,9 +157,14 @@ class Project:
             vault=SqliteTokenVault(self.config.vault_path(destination)),
         )  # fmt: skip
 
-    def leg(self, region: str, event: str) -> Leg:
+    def consent_names(self, region: str) -> ConsentNames:
+        """What people are called where they are asked for consent."""
+        return ConsentNames(self.keys.store(region), region)
+
+    def leg(self, region: str, event: str, choices: Choices | None = None) -> Leg:
         """The landing leg of an event. Raises ConfigError when the policy does not type-check, the curated
-        schema is not the locked one, or a key is missing."""
+        schema is not the locked one, or a key is missing. ``choices``: what people have said, without which
+        a leg that asks for consent passes nothing."""
         kind = self.schemas.events[event]
         plan = self.plan(region, region, kind)
         locked = self.schemas.latest(curated_subject(region, event))
@@ -170,7 +178,7 @@ class Project:
         codecs = {schema_id: self.schemas.codec(schema_id) for schema_id in ids}
         return LandingLeg(
             kind, codecs, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max,
-            checks, self.schemas.fingerprints(event),
+            checks, self.schemas.fingerprints(event), choices=choices,
         )  # fmt: skip
 
     def inflows(self, region: str) -> tuple[Inflow, ...]:
@@ -258,17 +266,19 @@ async def run_processor(project: Project, region: str, role: Role) -> None:
     """The landing processor of one region, until told to stop."""
     config, cluster = project.config, project.cluster(region)
     registry = CollectorRegistry()
-    topics = project.topics.landing(region)
-    legs = {topics.source(event): project.leg(region, event) for event in project.schemas.events}
+    topics, book = project.topics.landing(region), ConsentBook(project.consent_names(region))
+    legs = {topics.source(event): project.leg(region, event, book) for event in project.schemas.events}
     async with started(KafkaAdmin(cluster)) as admin:
         await admin.ensure_topics(project.topic_specs(region))
         topic_ids = await admin.topic_ids(list(legs))
     reader = KafkaReader(cluster, topics.group, config.limits, ReaderOptions(config.processor))
     scan = LogScanner(cluster, config.limits)
     state = StateLog(project.schemas, scan, topics.watermarks, topics.stats)
-    async with started(reader), started(KafkaWriter(cluster)) as writer:
+    said = KafkaReader(cluster, None, config.limits)
+    feed = ConsentFeed(said, project.topics.consent(region), project.schemas, book)
+    async with started(reader), started(said), started(KafkaWriter(cluster)) as writer:
         processor = Processor(
-            legs, topic_ids, Ports(reader, writer, state), project.schemas, topics,
+            legs, topic_ids, Ports(reader, writer, state, feed), project.schemas, topics,
             ProcessorMetrics(registry, region),
         )  # fmt: skip
         with role.serving(registry) as port:
@@ -303,7 +313,8 @@ def open_edge(
 ) -> Iterator[tuple[Spool, EdgeClient]]:
     """The spool of one edge and a client on it; ConfigError while another process has it."""
     config = project.config
-    spool = Spool(config.spool_path(name), config.edge.lanes, config.edge, metrics)
+    summariser = Summariser(project.schemas)
+    spool = Spool(config.spool_path(name), config.edge.lanes, config.edge, metrics, summariser)
     try:
         plans = edge_plans(
             project.packs, config.regions, project.schemas.events,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pipeline.edge.ledger import Settlement
+from pipeline.edge.ledger import Loss, Settlement
 
 BLOCK_BYTES_MAX = 1 << 20  # a reader holds at least one block: this bounds what one step needs in memory
 
@@ -75,11 +75,31 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One transaction: blocks to keep, the next sequence of each lane they move, blocks to let go."""
+    """One transaction: blocks to keep, the next sequence of each lane they move, blocks to let go.
+
+    ``spool`` is the incarnation the blocks were numbered for; 0 for whichever the file has.
+    """
 
     blocks: Sequence[Block] = ()
     next_sequence: Mapping[int, int] = field(default_factory=dict)
     settlements: Sequence[Settlement] = ()
+    spool: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A lane had no room: what was brought, and the most it could ever hold, both in bytes."""
+
+    brought: int
+    largest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a change: lanes whose blocks were not taken, and what was given up for the others."""
+
+    refused: Mapping[int, Refusal] = field(default_factory=dict)
+    losses: tuple[Loss, ...] = ()
 
 
 def bounds(values: pa.BinaryArray) -> np.ndarray:

@@ -9,6 +9,8 @@ Invariants:
   start and at any time: waiting is bounded by the backoff and ends early when there is news.
 - What a broker will never take (too large) is given up alone and entered in the loss ledger; any other
   refusal holds the line, because it is likelier a wrong topic than a wrong event.
+- What was accepted before the link came (back) is backlog. It may be paced; what is fresh in other lanes, or
+  in the other number of a lane that drains newest first, overtakes it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import pyarrow as pa
 
 from pipeline.config import EdgeConfig
 from pipeline.edge.committer import Spool
-from pipeline.edge.ledger import LaneLedger
+from pipeline.edge.drain import Drain
+from pipeline.edge.ledger import SECOND, LaneLedger, LossLine
 from pipeline.edge.metrics import EdgeMetrics, NoMetrics
 from pipeline.edge.step import Part, Step
 from pipeline.errors import ConfigError, PipelineError, RecordError, TransientError
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 FAIR_TURN = 8  # every so many steps the lane that waited longest goes first, so that none starves
 LINGER_BELOW = 2_000  # events of a region; with more there is company enough
 REPORT_S = 5.0  # how often a changed ledger is published
+LOSSES_MAX = 500  # lines of the loss ledger in one report
 
 
 class RegionWriter(Protocol):
@@ -67,6 +71,9 @@ class LedgerReport(Protocol):
 
     async def publish(self, region: str, writer: RegionWriter, ledgers: Sequence[LaneLedger]) -> None:
         """Send them all; TransientError when the broker is away."""
+
+    async def publish_losses(self, region: str, writer: RegionWriter, lines: Sequence[LossLine]) -> None:
+        """Send lines of the loss ledger; TransientError when the broker is away."""
 
 
 class Forwarder:
@@ -134,26 +141,36 @@ class _Way:
 class _Lane:
     """One lane of one region: at most one step, kept until it is settled."""
 
-    def __init__(self, region: str, number: int, way: _Way) -> None:
+    def __init__(self, region: str, number: int, way: _Way, drain: Drain) -> None:
         self.number = number
+        self.backlog = False  # what comes next was accepted before the link came
         self.next_try = 0.0
         self.served = 0.0
         self._region = region
         self._way = way
+        self._drain = drain
         self._step: Step | None = None
         self._failures = 0
+
+    @property
+    def ready_at(self) -> float:
+        """When it may go on, on the monotonic clock."""
+        return max(self.next_try, self._drain.next_s) if self.backlog else self.next_try
 
     @property
     def held(self) -> bool:
         """Whether a step waits for its next try."""
         return self._step is not None
 
-    async def advance(self) -> None:
-        """Send one step, or what is left of it, and settle it."""
+    async def advance(self, linked_ms: int) -> bool:
+        """Send one step, or what is left of it, and settle it; whether that came true.
+
+        What was accepted before ``linked_ms`` is backlog.
+        """
         self.served = time.monotonic()
         try:
             if self._step is None:
-                limit = self._way.settings.forward_bytes_max
+                limit = self._drain.step_bytes if self.backlog else self._way.settings.step_bytes
                 blocks = await asyncio.wrap_future(self._way.spool.read(self._region, self.number, limit))
                 if not blocks:  # the counters say otherwise: look again later, not at once
                     raise TransientError("no block found", operation="forward")
@@ -162,12 +179,17 @@ class _Lane:
             await asyncio.wrap_future(self._way.spool.settle(self._step.settlement()))
         except (TransientError, ConfigError, RecordError) as error:
             self._failed(error)
-            return
+            return False
+        if self._step.first_ms < linked_ms:
+            self._drain.sent(*self._step.size)
+        else:
+            self.backlog = False
         for event, count in self._step.forwarded().items():
             self._way.metrics.forwarded(event, self._region, count)
         if self._failures:
             log.info("forwarding to %s goes on after %d failures", self._region, self._failures)
         self._step, self._failures, self.next_try = None, 0, 0.0
+        return True
 
     def _failed(self, error: PipelineError) -> None:
         self._failures += 1
@@ -205,8 +227,11 @@ class _Line:
         self.region = region
         self.news = asyncio.Event()
         self._way = way
-        self._lanes = [_Lane(region, number, way) for number in range(len(way.spool.lanes))]
+        self._drain = Drain(way.settings)
+        self._lanes = [_Lane(region, number, way, self._drain) for number in way.spool.numbers]
         self._turn = 0
+        self._linked_ms = 0  # when the link came, on the wall clock, as acceptance is
+        self._down = False
         self._reported: list[LaneLedger] = []
         self._next_report = 0.0
 
@@ -214,11 +239,12 @@ class _Line:
         """Until ``stop``."""
         try:
             if await self._started(stop):
+                await self._link_is_up()
                 while not stop.is_set():
                     self.news.clear()
                     lane = self._next_lane()
                     if lane is not None:
-                        await lane.advance()
+                        await self._advance(lane)
                         if self._few_wait():
                             await _within(self._way.settings.forward_linger_ms / 1000, stop)
                     await self._publish()
@@ -240,10 +266,31 @@ class _Line:
                 await _within(self._way.backoff_s(failures), stop)
         return False
 
+    async def _advance(self, lane: _Lane) -> None:
+        came_true = await lane.advance(self._linked_ms)
+        if came_true and self._down:
+            await self._link_is_up()
+        self._down = not came_true
+
+    async def _link_is_up(self) -> None:
+        """What waits now is backlog; where a lane drains newest first, what comes next goes ahead of it."""
+        self._linked_ms = time.time_ns() // 1_000_000
+        for lane in self._pending():
+            lane.backlog = True
+            if lane.number == self._way.spool.live(lane.number % SECOND):
+                try:
+                    await asyncio.wrap_future(self._way.spool.split(lane.number % SECOND))
+                except TransientError as error:
+                    log.info("fresh events of %s wait behind the backlog: %s", self.region, error)
+
     def _pending(self) -> list[_Lane]:
-        """Lanes with something to send, by priority."""
-        waiting = {c.lane for c in self._way.spool.ledger() if c.region == self.region and c.pending > 0}
-        return [lane for lane in self._lanes if lane.held or lane.number in waiting]
+        """Lanes with something to send, by priority; of a lane's two numbers the one that is fed first."""
+        spool = self._way.spool
+        waiting = {c.lane for c in spool.ledger() if c.region == self.region and c.pending > 0}
+        found = [lane for lane in self._lanes if lane.held or lane.number in waiting]
+        return sorted(
+            found, key=lambda lane: (lane.number % SECOND, lane.number != spool.live(lane.number % SECOND))
+        )
 
     def _few_wait(self) -> bool:
         """Whether the next step gains from waiting for company: its cost is per step, not per event."""
@@ -251,7 +298,7 @@ class _Line:
 
     def _next_lane(self) -> _Lane | None:
         now = time.monotonic()
-        ready = [lane for lane in self._pending() if lane.next_try <= now]
+        ready = [lane for lane in self._pending() if lane.ready_at <= now]
         if not ready:
             return None
         self._turn += 1
@@ -259,7 +306,7 @@ class _Line:
 
     async def _wait(self) -> None:
         """Until news, the next try or the next report."""
-        times = [lane.next_try for lane in self._pending()]
+        times = [lane.ready_at for lane in self._pending()]
         if self._unreported():
             times.append(self._next_report)
         timeout = max(0.0, min(times) - time.monotonic()) if times else None
@@ -280,10 +327,21 @@ class _Line:
         ledgers = self._ledgers()
         try:
             await report.publish(self.region, self._way.writer, ledgers)
+            if any(counts.evicted for counts in ledgers):
+                await self._publish_losses(report)
         except PipelineError as error:
             log.info("ledger of %s not published: %s", self.region, error)
         else:
             self._reported = ledgers
+
+    async def _publish_losses(self, report: LedgerReport) -> None:
+        """A line counts as sent once the broker has it."""
+        spool = self._way.spool
+        while lines := await asyncio.wrap_future(spool.unsent_losses(self.region, LOSSES_MAX)):
+            await report.publish_losses(self.region, self._way.writer, lines)
+            await asyncio.wrap_future(spool.losses_sent(lines))
+            if len(lines) < LOSSES_MAX:
+                break
 
 
 async def _within(seconds: float | None, event: asyncio.Event) -> None:

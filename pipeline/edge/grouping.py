@@ -28,14 +28,21 @@ class Group:
     next_sequence: dict[int, int] = field(default_factory=dict)
 
 
-def encode_group(submissions: Sequence[Submission], spool: int, next_sequence: Mapping[int, int]) -> Group:
-    """Encode all submissions, in one batch per (encoder, lane); the bad ones fail here."""
+def encode_group(
+    submissions: Sequence[Submission], spool: int, next_sequence: Mapping[int, int],
+    live: Mapping[int, int] | None = None,
+) -> Group:  # fmt: skip
+    """Encode all submissions, in one batch per (encoder, lane); the bad ones fail here.
+
+    ``live``: the number that a lane's new events get, where it is not the lane's own.
+    """
     group = Group()
     runs: dict[tuple[int, int], list[Submission]] = {}
     for submission in submissions:
         runs.setdefault((id(submission.encoder), submission.lane), []).append(submission)
     received_us = time.time_ns() // 1000
     for (_, lane), run in runs.items():
+        lane = (live or {}).get(lane, lane)
         first = group.next_sequence.get(lane, next_sequence[lane])
         following = _encode_run(run, Stamp(spool, lane, first, received_us), group)
         if following > first:

@@ -23,6 +23,9 @@ class EdgeMetrics(Protocol):
     def forwarded(self, event: str, region: str, count: int) -> None:
         """The broker acknowledged ``count`` events."""
 
+    def evicted(self, lane: str, reason: str, count: int) -> None:
+        """``count`` accepted events were given up."""
+
     def spool(self, pending: dict[str, int], payload_bytes: int) -> None:
         """What waits now: events per lane name, bytes in all."""
 
@@ -43,6 +46,9 @@ class NoMetrics:
         """Nothing."""
 
     def forwarded(self, event: str, region: str, count: int) -> None:
+        """Nothing."""
+
+    def evicted(self, lane: str, reason: str, count: int) -> None:
         """Nothing."""
 
     def spool(self, pending: dict[str, int], payload_bytes: int) -> None:

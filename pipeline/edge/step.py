@@ -79,6 +79,16 @@ class Step:
         for part in self.parts:
             part.seal()
 
+    @property
+    def first_ms(self) -> int:
+        """When the first block was accepted."""
+        return min(block.received_ms for part in self.parts for block in part.blocks)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Events and bytes."""
+        return sum(len(part.values) for part in self.parts), sum(part.values.nbytes for part in self.parts)
+
     def open_parts(self) -> list[Part]:
         """The parts that still have rows to send."""
         return [part for part in self.parts if not part.done]
@@ -98,12 +108,16 @@ class Step:
     def _losses(self, part: Part) -> list[Loss]:
         starts = np.cumsum([0, *(len(block.values) for block in part.blocks)])
         found = Counter[tuple[int, str]]()
+        sizes = Counter[tuple[int, str]]()
         for row, reason in part.lost.items():
-            found[int(np.searchsorted(starts, row, side="right")) - 1, reason] += 1
+            key = (int(np.searchsorted(starts, row, side="right")) - 1, reason)
+            found[key] += 1
+            sizes[key] += len(part.values[row].as_py())
         return [
             Loss(
                 self.lane, self.region, part.event, part.blocks[index].first_sequence,
-                part.blocks[index].last_sequence, count, reason,
+                part.blocks[index].last_sequence, count, reason, part.blocks[index].spool,
+                sizes[index, reason], part.blocks[index].received_ms, part.blocks[index].received_ms,
             )
             for (index, reason), count in found.items()
         ]  # fmt: skip

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.config import EdgeConfig
 from pipeline.edge.blocks import Block, Change, bounds, pack, unpack
 from pipeline.edge.ledger import LaneLedger, Loss, Settlement
+from pipeline.edge.salvage import damaged_files
 from pipeline.edge.spool import SpoolFile, read_ledger
 from pipeline.errors import ConfigError, StoreCorrupt, TransientError
 from tests.edge_world import LANES
@@ -78,7 +80,7 @@ def test_reading_stops_at_the_byte_limit_but_gives_at_least_one_block(file):
 def test_counters_per_lane_and_region_add_up_in_every_state(file, path):
     keep(file, block(1, [b"a", b"b"], lane=0), block(1, [b"c"] * 3), block(4, [b"d"] * 4, region="br"))
     through = file.read("br", 1, 1 << 20)[-1].identity
-    loss = Loss(1, "br", "event", 4, 7, 1, "oversize")
+    loss = Loss(1, "br", "event", 4, 7, 1, "oversize", file.spool, 9, 5, 6)
     file.write(Change(settlements=[Settlement("br", 1, through, (loss,))]))
     expected = [
         LaneLedger(file.spool, 0, "eu", 2, 0, 0, 2),
@@ -150,13 +152,15 @@ def test_a_file_of_a_later_format_is_left_alone(file, path):
         SpoolFile(path, LANES)
 
 
-def test_what_is_no_spool_is_reported_as_corrupt_and_left_as_it_is(path):
+def test_what_is_no_spool_is_kept_beside_and_a_new_one_begins(path):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a database, but long enough to look at" * 100)
     before = path.read_bytes()
-    with pytest.raises(StoreCorrupt):
-        SpoolFile(path, LANES)
-    assert path.read_bytes() == before
+    with closing(SpoolFile(path, LANES)) as file:
+        assert file.ledger() == []
+        keep(file, block(1, [b"a"]))
+    (damaged,) = damaged_files(path)
+    assert damaged.read_bytes() == before
 
 
 def test_a_file_taken_away_is_noticed_before_an_event_is_acknowledged(file, path):
@@ -231,12 +235,14 @@ def test_only_the_owner_may_read_the_files(file, path):
 
 
 def test_room_counts_what_waits(path):
-    file = SpoolFile(path, LANES, bytes_max=10_000)
-    assert file.has_room(9_000)
-    keep(file, block(1, [b"x" * 9_000]))
-    assert not file.has_room(2_000)
+    file = SpoolFile(path, LANES, EdgeConfig(spool_bytes_max=100_000))
+    keep(file, block(1, [b"x" * 60_000]))
+    refused = file.write(Change([block(2, [b"x" * 20_000])], {1: 3})).refused
+    assert refused[1].brought > 20_000
+    assert refused[1].largest == 70_000
+    assert file.next_sequence[1] == 2
     file.write(Change(settlements=[Settlement("eu", 1, file.read("eu", 1, 1)[0].identity)]))
-    assert file.has_room(9_000)
+    assert not file.write(Change([block(2, [b"x" * 20_000])], {1: 3})).refused
     file.close()
 
 

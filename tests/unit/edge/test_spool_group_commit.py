@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.edge.committer import Spool
 from pipeline.edge.ledger import Settlement
 from pipeline.edge.spool import read_ledger
 from pipeline.edge.submission import Refused
@@ -186,32 +185,34 @@ def test_a_withdrawn_submission_is_not_stored(spool, held):
 
 
 def test_without_room_new_events_are_refused_and_settlements_go_on(path):
-    with Spool(path, ("urgent", "normal", "bulk"), bytes_max=100_000) as spool:
+    with open_spool(path, spool_bytes_max=140_000) as spool:
         encoder = PlainEncoder()
         put(spool, encoder, [b"0" * 90_000]).result(10)
-        with pytest.raises(TransientError, match="no room"):
+        with pytest.raises(TransientError, match="no room for more events in lane 'normal'"):
             put(spool, encoder, [b"0" * 90_000]).result(10)
+        with pytest.raises(TransientError, match="no room"):  # at once: nobody asks the disk again so soon
+            spool.submit(submission(encoder, [b"0" * 90_000]), wait_s=0.0).result(10)
         assert spool.ledger()[0].accepted == 1
         (block,) = stored(spool)
         held = HeldEncoder()
-        put(spool, held, [b"h"])
+        put(spool, held, [b"h"], lane=0)
         held.reached.wait(10)
         late = put(spool, encoder, [b"0" * 90_000])  # in one transaction with the settlement
         settled = spool.settle(Settlement("eu", 1, block.identity))
         held.go.set()
-        assert isinstance(late.exception(10), TransientError)
+        assert late.result(10).first_sequence == 2  # what leaves makes room in the same transaction
         assert settled.result(10) is None
-        assert put(spool, encoder, [b"0" * 90_000]).result(10).first_sequence == 3
 
 
-def test_a_nearly_full_disk_refuses_before_it_is_full(spool, monkeypatch):
-    put(spool, PlainEncoder(), [b"0"]).result(10)
-    monkeypatch.setattr("pipeline.edge.spool.FREE_BYTES_MIN", 1 << 60)
-    with pytest.raises(TransientError, match="no room"):
+def test_a_nearly_full_disk_refuses_before_it_is_full(path):
+    with open_spool(path) as spool:
         put(spool, PlainEncoder(), [b"0"]).result(10)
-    (block,) = stored(spool)
-    spool.settle(Settlement("eu", 1, block.identity)).result(10)
-    assert spool.ledger()[0].pending == 0
+    with open_spool(path, free_bytes_min=1 << 60) as spool:
+        with pytest.raises(TransientError, match="no room"):
+            put(spool, PlainEncoder(), [b"0" * 9_000_000]).result(10)
+        (block,) = stored(spool)
+        spool.settle(Settlement("eu", 1, block.identity)).result(10)
+        assert spool.ledger()[0].pending == 0
 
 
 def test_listeners_hear_of_new_events_until_they_are_forgotten(spool):
