@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from pipeline.cli import policy_data
 from pipeline.cli.output import Session, session
 from pipeline.errors import ConfigError
 from pipeline.policy import (
     Explanation,
+    Flow,
     Judgement,
     Survey,
     derived_schemas,
@@ -38,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     policy.command("check")(policy_check)
     policy.command("explain")(policy_explain)
     policy.command("test")(policy_test)
+    policy_data.add_to(policy)
     policy.command("record")(policy_record)
     app.add_typer(policy, name="policy")
     app.command("config")(config_show)
@@ -91,46 +94,73 @@ def schema_lock(
     here.console.print(f"{len(added)} new" if added else "nothing new")
 
 
-def policy_check(context: typer.Context) -> None:
-    """Type-check every event, from every origin to every destination: what becomes of each field, what is not
-    permitted, and all that is wrong."""
+def policy_check(
+    context: typer.Context,
+    fields: Annotated[bool, typer.Option("--fields", help="what becomes of each field, too")] = False,
+) -> None:
+    """Type-check every event, from every origin to every destination; tell what is not permitted and all that
+    is wrong. Ends with status 2 when anything is."""
     here = session(context)
     survey, events = _surveyed(here)
     judged = judge_all(survey, events)
-    rows = [
-        {
-            "event": flow.event.name, "origin": flow.terms.origin, "destination": flow.region,
-            "region": flow.region, "field": field.name, "tags": sorted(field.tags),
-            "operator": decision.operator.name, "result": sorted(decision.result) if decision.output else [],
-            "rule": decision.rule, "source": decision.source,
-        }
-        for flow in judged.flows for decision in flow.decisions for field in decision.fields
-    ]  # fmt: skip
     if here.json:
         here.print_json(
             {
-                "fields": rows, "denied": [asdict(denial) for denial in judged.denied],
+                "flows": [_flow_row(judged, flow) for flow in judged.flows],
+                "fields": [row for flow in judged.flows for row in _field_rows(flow)],
+                "denied": [asdict(denial) for denial in judged.denied],
                 "violations": [asdict(violation) for violation in judged.violations],
             }
-        )  # fmt: skip
+        )
     else:
-        here.print_table(
-            ("event", "from", "to", "field", "is", "operator", "becomes"),
-            [
-                (r["event"], r["origin"], r["destination"], r["field"], ", ".join(r["tags"]), r["operator"],
-                 ", ".join(r["result"]) or "-")
-                for r in rows
-            ],
-        )  # fmt: skip
-        for line in _denied(judged, len(events)):
-            here.console.print(line, markup=False, soft_wrap=True)
-        for violation in judged.violations:
-            here.console.print(violation.line, style="red", markup=False, soft_wrap=True)
-        legs = len({(flow.terms.origin, flow.region) for flow in judged.flows})
-        told = f"{len(judged.flows)} flows on {legs} legs, {len(judged.violations)} violations"
-        here.console.print(told, style="red" if judged.violations else "")
+        _print_judged(here, judged, len(events), fields)
     if judged.violations:
         raise typer.Exit(2)
+
+
+def _print_judged(here: Session, judged: Judgement, events: int, fields: bool) -> None:
+    here.print_table(
+        ("event", "from", "to", "held there", "faults"),
+        [
+            (r["event"], r["origin"], r["destination"], ", ".join(r["held"]), str(r["violations"]))
+            for r in (_flow_row(judged, flow) for flow in judged.flows)
+        ],
+    )
+    if fields:
+        for row in (row for flow in judged.flows for row in _field_rows(flow)):
+            line = "{event}.{field}: {origin} to {destination}: {operator}: ".format(**row)
+            line += f"{', '.join(row['tags'])} -> {', '.join(row['result']) or 'nothing'} | {row['source']}"
+            here.console.print(line, markup=False, soft_wrap=True)
+    for line in _denied(judged, events):
+        here.console.print(line, markup=False, soft_wrap=True)
+    for violation in judged.violations:
+        here.console.print(violation.line, style="red", markup=False, soft_wrap=True)
+    legs = len({(flow.terms.origin, flow.region) for flow in judged.flows})
+    told = f"{len(judged.flows)} flows on {legs} legs, {len(judged.violations)} violations"
+    here.console.print(told, style="red" if judged.violations else "")
+
+
+def _flow_row(judged: Judgement, flow: Flow) -> dict[str, Any]:
+    me = (flow.event.name, flow.terms.origin, flow.region)
+    against = [v for v in judged.violations if (v.event, v.origin, v.destination) == me]
+    held = sorted({tag for decision in flow.columns for tag in decision.result})
+    return {
+        "event": flow.event.name, "origin": flow.terms.origin, "destination": flow.region, "held": held,
+        "basis": flow.terms.basis, "valid_until": str(flow.terms.valid_until or ""),
+        "violations": len(against),
+    }  # fmt: skip
+
+
+def _field_rows(flow: Flow) -> Iterator[dict[str, Any]]:
+    for decision in flow.decisions:
+        for field in decision.fields:
+            yield {
+                "event": flow.event.name, "origin": flow.terms.origin, "destination": flow.region,
+                "region": flow.region, "field": field.name, "tags": sorted(field.tags),
+                "operator": decision.operator.name,
+                "result": sorted(decision.result) if decision.output else [],
+                "rule": decision.rule, "source": decision.source,
+            }  # fmt: skip
 
 
 def _denied(judged: Judgement, events: int) -> Iterator[str]:

@@ -123,7 +123,7 @@ def _explanation(flow: Flow, field: EventField, against: tuple[Violation, ...], 
         becomes=tuple(sorted(decision.result)) if decision and decision.output else (),
         source=decision.source if decision else "",
         filters={f.name: f.source for f in flow.filters if any(c.field == field.name for c in f.drop_when)},
-        crowd=f"{crowd.k} people a {crowd.window}: {crowd.source}"
+        crowd=f"{crowd.k} people in one {crowd.window}: {crowd.source}"
         if crowd and field.name in crowd.fields
         else "",
         consent=f"{consent.mode}: {consent.source}" if consent and consent.subject == field.name else "",

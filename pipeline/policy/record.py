@@ -8,7 +8,7 @@ the day: that a basis has ended is told by ``pipeline policy check``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from pipeline.events import EventType
@@ -16,6 +16,7 @@ from pipeline.policy.borders import landed_event
 from pipeline.policy.flow import Flow
 from pipeline.policy.pack import Pack
 from pipeline.policy.packs import Packs
+from pipeline.policy.transfers import Transfer
 from pipeline.policy.typecheck import check_flow
 
 NOT_SAID = "not configured: [record] in pipeline.toml"
@@ -41,20 +42,28 @@ class Responsible(Protocol):
 def processing_record(
     packs: Packs, events: Mapping[str, EventType], regions: Iterable[str], who: Responsible
 ) -> dict[str, Any]:
-    """The record as plain values, regions sorted. Raises ConfigError for a flow that does not type-check."""
+    """The record as plain values, regions sorted; of the legs those between them.
+
+    Raises ConfigError for a flow that does not type-check.
+    """
+    here = frozenset(regions)
     return {
         "controller": {
             "organisation": who.organisation or NOT_SAID,
             "contact": who.contact or NOT_SAID,
             "dpo": who.dpo or NOT_SAID,
         },
-        "regions": [_region(packs, events, region) for region in sorted(regions)],
+        "regions": [_region(packs, events, region, here) for region in sorted(here)],
     }
 
 
-def _region(packs: Packs, events: Mapping[str, EventType], region: str) -> dict[str, Any]:
+def _region(
+    packs: Packs, events: Mapping[str, EventType], region: str, here: frozenset[str]
+) -> dict[str, Any]:
     pack = packs.pack(region)
-    flows = _flows(packs, events, region)
+    legs = [leg for leg in packs.legs() if here.issuperset(leg)]
+    flows = [flow for origin, to in legs if to == region for flow in _flows(packs, events, origin, to)]
+    transfers = [(to, pack.transfers[to]) for origin, to in legs if origin == region != to]
     return {
         "region": region,
         "title": pack.title,
@@ -67,25 +76,19 @@ def _region(packs: Packs, events: Mapping[str, EventType], region: str) -> dict[
             for name, purpose in sorted(pack.purposes.items())
         ],
         "data": [_data(flow) for flow in flows],
-        "recipients": sorted(to for origin, to in packs.legs() if origin == region and to != region),
-        "transfers": _transfers(packs, region),
+        "recipients": [to for to, _ in transfers],
+        "transfers": [_transfer(to, transfer) for to, transfer in transfers],
         "retention": _retention(packs, pack, flows),
         "measures": _measures(pack, flows),
     }
 
 
-def _flows(packs: Packs, events: Mapping[str, EventType], region: str) -> list[Flow]:
-    """Everything that arrives in the region: its landing first, then origin by origin."""
-    found: list[Flow] = []
-    for origin, destination in packs.legs():
-        if destination != region:
-            continue
-        terms = packs.terms(origin, destination)
-        for name, event in sorted(events.items()):
-            if terms.permits(name):
-                came = landed_event(packs, origin, event)[0] if terms.crosses else event
-                found.append(check_flow(terms, came))
-    return found
+def _flows(packs: Packs, events: Mapping[str, EventType], origin: str, destination: str) -> Iterator[Flow]:
+    terms = packs.terms(origin, destination)
+    for name, event in sorted(events.items()):
+        if terms.permits(name):
+            came = landed_event(packs, origin, event)[0] if terms.crosses else event
+            yield check_flow(terms, came)
 
 
 def _data(flow: Flow) -> dict[str, Any]:
@@ -101,30 +104,22 @@ def _data(flow: Flow) -> dict[str, Any]:
         "left_out": sorted(f.name for d in flow.decisions if d.output is None for f in d.fields),
         "filters": [{"filter": rule.name, "source": rule.source} for rule in flow.filters],
         "consent": f"{consent.mode} for {consent.purpose} ({consent.source})" if consent else "",
-        "crowd": f"{crowd.k} people who share {', '.join(crowd.fields)} in a {crowd.window} ({crowd.source})"
+        "crowd": f"{crowd.k} people who share {', '.join(crowd.fields)} in one {crowd.window} ({crowd.source})"
         if crowd
         else "",
     }
 
 
-def _transfers(packs: Packs, region: str) -> list[dict[str, Any]]:
-    found = []
-    for origin, destination in packs.legs():
-        if origin != region or destination == region:
-            continue
-        transfer = packs.pack(origin).transfers[destination]
-        found.append(
-            {
-                "to": destination,
-                "basis": transfer.basis,
-                "source": transfer.source,
-                "valid_until": str(transfer.valid_until or ""),
-                "purposes": sorted(transfer.purposes),
-                "events": sorted(transfer.only_events) or ["every event"],
-                "categories": sorted(transfer.allowed.tags),
-            }
-        )
-    return found
+def _transfer(destination: str, transfer: Transfer) -> dict[str, Any]:
+    return {
+        "to": destination,
+        "basis": transfer.basis,
+        "source": transfer.source,
+        "valid_until": str(transfer.valid_until or ""),
+        "purposes": sorted(transfer.purposes),
+        "events": sorted(transfer.only_events) or ["every event"],
+        "categories": sorted(transfer.allowed.tags),
+    }
 
 
 def _retention(packs: Packs, pack: Pack, flows: Iterable[Flow]) -> list[dict[str, Any]]:
