@@ -28,6 +28,8 @@ from pipeline.policy import (
 )
 from pipeline.policy.derive import curated_event
 from pipeline.policy.keys import KEY_BYTES, hkdf_sha256
+from pipeline.policy.plan import Plan
+from pipeline.policy.standalone import Unasked
 from pipeline.policy.tags import uncovered
 from tests.unit.policy.cases import EVENTS, NOW_US, POLICIES, to_batch
 from tests.unit.policy.test_policy_golden import (
@@ -182,22 +184,29 @@ class KnownKeys:
 
 
 def crossed(origin: str) -> dict[str, Any]:
-    """Golden inputs on both legs: landing in the origin, then over the border, under a known key."""
+    """Golden inputs on both legs, under a known key: as if every person had agreed, each in a crowd."""
     found: dict[str, Any] = {}
     for name, rows in INPUTS.items():
-        terms = PACKS.terms(origin, "core")
+        terms, arrived = PACKS.terms(origin, "core"), arriving((origin, "core"), name)
         if not terms.permits(name):
             continue
         landing = compile_plan(PACKS.terms(origin, origin), EVENTS[name], KnownKeys(), now_us=NOW_US)
-        landed = landing.apply(to_batch(EVENTS[name].arrow, rows))
-        plan = compile_plan(terms, arriving((origin, "core"), name), KnownKeys(), now_us=NOW_US)
-        applied = plan.apply(positioned(landed.batch, landed.kept))
+        kept, _, landed = filtered(landing, to_batch(EVENTS[name].arrow, rows))
+        plan = compile_plan(terms, arrived, KnownKeys(), now_us=NOW_US)
+        crossing, gone, batch = filtered(plan, positioned(landed, kept))
         found[name] = {
-            "kept": landed.kept[applied.kept].tolist(),
-            "filtered": {rule: landed.kept[hits].tolist() for rule, hits in applied.filtered.items()},
-            "rows": [{key: as_text(value) for key, value in row.items()} for row in readable(applied.batch)],
+            "kept": kept[crossing].tolist(),
+            "filtered": {rule: kept[hits].tolist() for rule, hits in gone.items()},
+            "rows": [{key: as_text(value) for key, value in row.items()} for row in readable(batch)],
         }
     return found
+
+
+def filtered(plan: Plan, batch: pa.RecordBatch) -> tuple[np.ndarray, dict[str, np.ndarray], pa.RecordBatch]:
+    """Rows that the filters leave, those that they drop, and what the operators make of the first."""
+    gone = plan.filter(batch, Unasked())
+    kept = np.setdiff1d(np.arange(len(batch)), np.concatenate([[], *gone.values()])).astype(np.int64)
+    return kept, gone, plan.transform(batch.take(pa.array(kept)))
 
 
 @pytest.mark.parametrize("origin", [origin for origin, _ in BORDERS])

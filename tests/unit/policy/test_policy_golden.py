@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.policy import FileKeyStore, compile_plan, load_packs
 from pipeline.policy.root_files import RootName, write_root
+from pipeline.policy.standalone import Unasked
 from pipeline.policy.wrapping import LocalWrapping
 from tests.shared_data import PROJECT
 from tests.unit.policy.cases import COLLECTING, EVENTS, POLICIES, to_batch
@@ -41,7 +42,7 @@ def outputs(region: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, rows in INPUTS.items():
         plan = compile_plan(PACKS.terms(region, region), EVENTS[name], known_keys(folder, region))
-        applied = plan.apply(to_batch(EVENTS[name].arrow, rows))
+        applied = plan.apply(to_batch(EVENTS[name].arrow, rows), Unasked())
         found[name] = {
             "kept": applied.kept.tolist(),
             "filtered": {rule: hits.tolist() for rule, hits in applied.filtered.items()},

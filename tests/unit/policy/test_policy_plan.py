@@ -28,6 +28,7 @@ from pipeline.policy import (
     derived_schemas,
     load_packs,
 )
+from pipeline.policy.standalone import Unasked
 from pipeline.policy.wrapping import LocalWrapping
 from tests.unit.policy.cases import (
     COLLECTING,
@@ -92,7 +93,7 @@ def test_nothing_that_a_rule_took_away_is_in_the_bytes_that_leave(region, name):
     print(f"seed {seed}")
     batch = random_batch(EVENTS[name], 300, random.Random(seed))
     plan = compile_plan(PACKS.terms(region, region), EVENTS[name], Keys())
-    applied = plan.apply(batch)
+    applied = plan.apply(batch, Unasked())
     assert len(applied.batch) > 0
     written = as_bytes(applied.batch)
     flow = check_flow(PACKS.terms(region, region), EVENTS[name])
