@@ -39,6 +39,10 @@ class Topics:
         """Each spool's ledger: accepted, forwarded, evicted (compacted)."""
         return f"{self.prefix}{region}.edges"
 
+    def consent(self, region: str) -> str:
+        """What people have said, last word per purpose and person (compacted, one partition)."""
+        return f"{self.prefix}{region}.consent"
+
     def event_of_raw(self, topic: str, region: str) -> str:
         """The event name inside a raw topic's name."""
         return topic.removeprefix(f"{self.prefix}{region}.raw.")

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli import data, keys, local, policies, roles
+from pipeline.cli import consents, data, keys, local, policies, roles
 from pipeline.cli.output import Session
 from pipeline.config import load_config
 from pipeline.errors import BasisEnded, ConfigError, PipelineError
@@ -54,6 +54,7 @@ roles.add_to(app)
 data.add_to(app)
 policies.add_to(app)
 keys.add_to(app)
+consents.add_to(app)
 
 
 def main() -> NoReturn:

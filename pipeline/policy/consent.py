@@ -69,6 +69,10 @@ class ConsentBook:
         else:
             self._choices[purpose, name] = choice
 
+    def choice(self, purpose: str, name: str) -> Choice | None:
+        """The last word on (purpose, consent name)."""
+        return self._choices.get((purpose, name))
+
     def unwanted(self, rule: ConsentRule, subjects: pa.Array) -> dict[str, np.ndarray]:
         """Rows (ascending) that may not be processed, by reason.
 
