@@ -1,8 +1,8 @@
 """A plan run outside a processor: on a file, in a user's stream, in a comparison.
 
 Comes in: a compiled plan and checked rows. Goes out: what the plan lets through. Invariant: where something
-cannot be as on the leg itself, less leaves, never more: rows are their own crowd batch by batch, and a leg
-that asks people for consent does not run without their answers.
+that the leg asks for cannot be known here, less leaves, never more: rows are their own crowd batch by batch,
+and a leg that asks people for consent does not run without their answers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.policy.plan import Applied, Choices, Plan
+from pipeline.policy.plan import Applied, Plan
 from pipeline.policy.rules import Consent
 
 
-class Unasked:
-    """Choices for those who only count: as if nobody had been asked and all had agreed."""
+class _Everyone:
+    """Choices under which nobody minds."""
 
     def unwanted(self, rule: Consent, subjects: pa.Array) -> dict[str, np.ndarray]:
         """No row."""
@@ -24,22 +24,22 @@ class Unasked:
 
 
 class Standalone:
-    """A plan with the choices it needs. ``without_consent``: run although the leg asks for consent, every
+    """A plan that is asked for rows alone. ``without_consent``: run also a leg that asks for consent, every
     row passing that question; for those who only count.
 
-    Raises ConfigError for a leg that asks for consent when neither it nor ``choices`` are given.
+    Raises ConfigError for a leg that asks for consent otherwise: people's choices are known to the processor.
     """
 
-    def __init__(self, plan: Plan, *, choices: Choices | None = None, without_consent: bool = False) -> None:
-        self.plan = plan
-        self._choices = Unasked() if without_consent else choices
-        if plan.consent is not None and self._choices is None:
+    def __init__(self, plan: Plan, *, without_consent: bool = False) -> None:
+        if plan.consent is not None and not without_consent:
             raise ConfigError(
                 "the policy asks for consent, and people's choices are not known here",
                 operation="apply policy", place=f"{plan.region}, {plan.event.name}",
                 remedy="send the events through the region's processor",
             )  # fmt: skip
+        self.plan = plan
+        self._choices = _Everyone() if without_consent else None
 
     def apply(self, batch: pa.RecordBatch) -> Applied:
-        """Raises like :meth:`Plan.apply`."""
+        """See :meth:`Plan.apply`."""
         return self.plan.apply(batch, self._choices)
