@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.policy.plan import Applied, Plan
+from pipeline.policy.plan import Applied, Choices, Plan
 from pipeline.policy.rules import Consent
 
 
-class _Everyone:
-    """Choices under which nobody minds."""
+class Unasked:
+    """Choices for those who only count: as if nobody had been asked and all had agreed."""
 
     def unwanted(self, rule: Consent, subjects: pa.Array) -> dict[str, np.ndarray]:
         """No row."""
@@ -27,18 +27,18 @@ class Standalone:
     """A plan that is asked for rows alone. ``without_consent``: run also a leg that asks for consent, every
     row passing that question; for those who only count.
 
-    Raises ConfigError for a leg that asks for consent otherwise: people's choices are known to the processor.
+    Raises ConfigError for a leg that asks for consent when there are no ``choices`` either.
     """
 
-    def __init__(self, plan: Plan, *, without_consent: bool = False) -> None:
-        if plan.consent is not None and not without_consent:
+    def __init__(self, plan: Plan, *, choices: Choices | None = None, without_consent: bool = False) -> None:
+        self._choices = Unasked() if without_consent else choices
+        if plan.consent is not None and self._choices is None:
             raise ConfigError(
                 "the policy asks for consent, and people's choices are not known here",
                 operation="apply policy", place=f"{plan.region}, {plan.event.name}",
                 remedy="send the events through the region's processor",
             )  # fmt: skip
         self.plan = plan
-        self._choices = _Everyone() if without_consent else None
 
     def apply(self, batch: pa.RecordBatch) -> Applied:
         """See :meth:`Plan.apply`."""
