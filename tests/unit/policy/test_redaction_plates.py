@@ -1,7 +1,7 @@
 """Number plates: recall on made ones, by the public rules of each country; false alarms on real prose.
 
-No set of labelled texts with plates is at hand. So plates are made by the rules of their formats (letters that
-do not occur, groups, separators), put into sentences, and looked for; the seed is printed and ``PLATE_SEED``
+No set of labelled texts with plates is at hand. So plates are made by the rules of their formats (letters
+that do not occur, groups, separators), put into sentences, and looked for; the seed is printed, PLATE_SEED
 replays it. What is left out on purpose is measured as well, so that the table says what is not hidden.
 """
 
@@ -32,7 +32,8 @@ COVERED = {
     "Spain, close": "9999SSS", "Belgium": "9-LLL-999", "Portugal 2020": "LL-99-LL",
     "Portugal 1992": "99-99-LL",
     "Ireland": "191-LL-9999", "Netherlands 4": "DD-DD-99", "Netherlands 6": "99-DD-DD",
-    "Netherlands 7": "99-DDD-9", "Netherlands 8": "9-DDD-99", "Netherlands 9": "DD-999-D", "Netherlands 10": "D-999-DD",
+    "Netherlands 7": "99-DDD-9",
+    "Netherlands 8": "9-DDD-99", "Netherlands 9": "DD-999-D", "Netherlands 10": "D-999-DD",
     "Netherlands 11": "DDD-99-D", "United Kingdom": "LL99 LLL", "United Kingdom, close": "LL99LLL",
     "Brazil": "LLL-9999", "Brazil, Mercosul": "LLL9L99", "California": "9LLL999",
     "Texas, New York": "LLL-9999",
