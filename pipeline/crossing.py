@@ -8,6 +8,7 @@ that is written, state included, is in the receiving region's. Nothing else move
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -56,6 +57,8 @@ async def run_border(project: Project, region: str, role: Role, *, origin: str |
     per origin where that must not be.
     """
     origins = _origins(project, region, origin)
+    for one in origins:
+        project.packs.terms(one, region).demand_valid(time.time_ns() // 1000)
     registry = CollectorRegistry()
     metrics = BorderMetrics(registry, region)
     async with started(KafkaAdmin(project.cluster(region))) as admin:

@@ -62,11 +62,10 @@ class BorderLeg(Leg):
         reasons = [(Reason.RANGE, RAW_PARTITION), (Reason.JURISDICTION_ELSEWHERE, JURISDICTION)]
         return Findings(codes, reasons)
 
-    def position(
-        self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray
-    ) -> tuple[pa.Array, pa.Array]:
-        """The one that it came with; the plan has said the origin."""
-        return batch.column(RAW_PARTITION), batch.column(RAW_OFFSET)
+    def position(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> tuple[pa.Array, ...]:
+        """The one that it came with, and whose it is."""
+        origin = pa.repeat(pa.scalar(self.plan.terms.origin), len(batch))
+        return origin, batch.column(RAW_PARTITION), batch.column(RAW_OFFSET)
 
     def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:
         """When the origin's processor delivered the row: its own times may be coarse."""

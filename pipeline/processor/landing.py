@@ -32,9 +32,7 @@ class LandingLeg(Leg):
         """The region's plausibility checks."""
         return self.checks.run(batch, now_us)
 
-    def position(
-        self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray
-    ) -> tuple[pa.Array, pa.Array]:
+    def position(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> tuple[pa.Array, ...]:
         """The raw record's own."""
         return pa.array(np.full(len(offsets), partition, np.int32)), pa.array(offsets)
 

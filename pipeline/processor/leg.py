@@ -96,11 +96,9 @@ class Leg(ABC):
         """Rows that may not go on, and why."""
 
     @abstractmethod
-    def position(
-        self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray
-    ) -> tuple[pa.Array, pa.Array]:
-        """Raw partition and offset of each row: its identity from here on. ``offsets``: where it lies in the
-        source."""
+    def position(self, batch: pa.RecordBatch, partition: int, offsets: np.ndarray) -> tuple[pa.Array, ...]:
+        """What follows the operators' columns in ``curated``: (on a border the origin,) raw partition and
+        offset of each row, its identity from here on. ``offsets``: where it lies in the source."""
 
     @abstractmethod
     def received_us(self, batch: pa.RecordBatch, written_us: np.ndarray) -> np.ndarray:

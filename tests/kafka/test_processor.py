@@ -22,6 +22,7 @@ from pipeline.errors import StoreCorrupt, TransientError
 from pipeline.metrics import ProcessorMetrics
 from pipeline.processor import Ports, Processor, StateLog
 from pipeline.service import Project, started
+from tests.breaking import Breaking
 from tests.raw_events import framed, raw_batch, replaced
 
 EVENT, REGION, DEADLINE_S = "vehicle_telemetry", "eu", 60.0
@@ -35,33 +36,6 @@ def project(cluster, topic_prefix: str, tmp_path: Path) -> Project:
     project = Project.open(config)
     project.create_keys([REGION])
     return project
-
-
-class Breaking:
-    """The real writer, with a hook that may fail a send before or after it reached the broker."""
-
-    def __init__(self, writer: KafkaWriter) -> None:
-        self._writer = writer
-        self.before: dict[str, list[Exception]] = {}  # part of a topic's name -> errors still to raise
-        self.after: dict[str, list[Exception]] = {}
-        self.chance: random.Random | None = None  # then one send in eight fails, before or after
-
-    async def send(self, topic, partition, values, keys=None):
-        _raise_next(self.before, topic)
-        failing = self.chance.random() if self.chance else 1.0
-        if failing < 1 / 16:
-            raise TransientError("not sent, says the test")
-        offset = await self._writer.send(topic, partition, values, keys)
-        _raise_next(self.after, topic)
-        if failing < 1 / 8:
-            raise TransientError("sent, but who knows, says the test")
-        return offset
-
-
-def _raise_next(errors: dict[str, list[Exception]], topic: str) -> None:
-    for part, waiting in errors.items():
-        if part in topic and waiting:
-            raise waiting.pop()
 
 
 class Landing:

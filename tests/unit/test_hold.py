@@ -16,6 +16,7 @@ def run(first: int, count: int, refused=()):
     values = pa.array([str(n).encode() for n in offsets], pa.binary())
     return SimpleNamespace(
         topic="eu.raw.x", partition=3, first_offset=first, next_offset=first + count, offsets=offsets,
+        timestamps_ms=offsets * 1000,
         values=values, refused=list(refused),
     )  # fmt: skip
 
