@@ -8,8 +8,8 @@ The vault never sees a subject, only HMAC-SHA-256(key, domain 0x00 identifier): 
 cannot test guesses. The key is derived, under a label of its own, from the key store's for an epoch before
 all others: a later generation of the root does not touch it, and a purpose that tokenises has to keep its
 first root. Tokens outlive epochs: who has to be followed over years is followed by token, and that is why
-their entry must be deletable. A token is a pseudonym in the sense of GDPR 4(5) as long as its entry exists; once it
-is gone, neither key nor guess leads from the subject to the rows (GDPR 17).
+their entry must be deletable. A token is a pseudonym in the sense of GDPR 4(5) as long as its entry exists;
+once it is gone, neither key nor guess leads from the subject to the rows (GDPR 17).
 """
 
 from __future__ import annotations

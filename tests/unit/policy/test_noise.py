@@ -22,8 +22,8 @@ from tests.unit.policy.cases import NOW_US, Keys, event, field, pack
 NOTHING = Context("", None, None)
 EPSILONS = st.floats(noise.EPSILON_MIN, noise.EPSILON_MAX)
 NUMBERS = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), max_size=20)
-# The generator is OpenDP's and takes no seed, so each bound is 6 standard errors wide: one comparison fails by
-# chance in 500 million runs, one of all in about a million.
+# The generator is OpenDP's and takes no seed, so each bound is 6 standard errors wide: one comparison fails
+# by chance in 500 million runs, one of all in about a million.
 SIGMAS = 6.0
 
 
