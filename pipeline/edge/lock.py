@@ -46,6 +46,11 @@ class OwnerLock:
 def make_private_file(path: Path) -> None:
     """Make the file if it is missing, readable by its owner only, and its name durable."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Make durable which files are in the folder of ``path``, and which are not any more."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.config import EdgeConfig
 from pipeline.edge.ledger import SECOND, LaneLedger
+from pipeline.edge.lock import sync_folder
 from pipeline.edge.place import Birth, new_birth, place_of, read_birth, write_birth
 from pipeline.edge.tables import COST, FORMAT, FROM_1, TABLES, read_ledgers
 from pipeline.errors import ConfigError, TransientError
@@ -54,6 +55,9 @@ def connect(path: Path) -> sqlite3.Connection:
         busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise TransientError("a reader keeps the log busy", operation="spool open", place=str(path))
+        # A new file became one with a log through a journal, which is deleted now. If that were forgotten
+        # in a power loss, the journal would roll the file back to nothing, under a log full of events.
+        sync_folder(path)
     except BaseException:
         db.close()
         raise

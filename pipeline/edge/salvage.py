@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.edge.blocks import Block
 from pipeline.edge.ledger import Loss, LossReason
+from pipeline.edge.lock import sync_folder
 from pipeline.edge.pages import INDEX_LEAF, TABLE_LEAF, Cell, PageFile
 from pipeline.edge.tables import BLOCK_COLUMNS, LOSS_COLUMNS, Database, from_row, give_up, to_row
 
@@ -45,6 +46,7 @@ def finish_moving(path: Path) -> None:
         lone = Path(f"{path}{end}")
         if not whole and waiting and lone.exists() and not Path(f"{waiting[-1]}{end}").exists():
             os.rename(lone, f"{waiting[-1]}{end}")
+            sync_folder(path)
 
 
 def damaged_files(path: Path) -> list[Path]:
