@@ -1,4 +1,4 @@
-"""A plan in a user's Faust app: what the docs show, run as it stands there, against the processor's own leg."""
+"""A plan in a user's Faust app: what the docs show, run as it stands there, against the processor's leg."""
 
 from __future__ import annotations
 
@@ -137,6 +137,7 @@ def test_the_docs_app_passes_what_the_processor_passes_and_a_failing_plan_ends_i
         wait_for(lambda: broken.poll() is not None, DEADLINE_S)
         assert broken.returncode != 0, (tmp_path / "log").read_text()
     before = asyncio.run(world.delivered())
+    assert before
     assert set(before) <= wanted
     # Whatever went out came from batches before the failure: nothing of a failing one, nothing behind it.
     assert all(position(world.project, value)[1] < BREAKS_AT for value in before)
@@ -152,7 +153,8 @@ def test_the_docs_app_passes_what_the_processor_passes_and_a_failing_plan_ends_i
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"web_enabled": True}, "web_enabled"), ({"processing_guarantee": "exactly_once"}, "processing_guarantee"),
+    [({"web_enabled": True}, "web_enabled"),
+     ({"processing_guarantee": "exactly_once"}, "processing_guarantee"),
      ({"worker_redirect_stdouts": True}, "worker_redirect_stdouts")],
 )  # fmt: skip
 def test_an_app_whose_settings_could_let_something_slip_is_refused(settings, says):
