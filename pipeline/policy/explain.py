@@ -25,10 +25,10 @@ class Explanation:
 
     ``tags``: tag → meaning. ``rule``: its place, under ``landing`` in the region's pack or under
     ``transfers`` in the origin's. ``column``: the result's name, None when nothing is left. ``becomes``: the
-    result's tags. ``filters``: name → source of those that look at the field; ``crowd`` and ``consent`` likewise. ``basis``
-    and ``valid_until`` are the transfer's. ``against``: what speaks against the field itself; ``others``: how
-    many faults the event has besides, each of which stops the event as well. ``stays``: on a border, it does
-    not even land in the origin, whose landing is then what the rest tells of.
+    result's tags. ``filters``: name → source of those that look at the field; ``crowd`` and ``consent``
+    likewise. ``basis`` and ``valid_until`` are the transfer's. ``against``: what speaks against the field
+    itself; ``others``: how many faults the event has besides, each of which stops the event as well.
+    ``stays``: on a border, it does not even land in the origin, whose landing is what the rest tells of.
     """
 
     origin: str

@@ -16,6 +16,7 @@ from pipeline.policy.borders import landed_event
 from pipeline.policy.flow import Flow
 from pipeline.policy.pack import Pack
 from pipeline.policy.packs import Packs
+from pipeline.policy.rules import Crowd
 from pipeline.policy.transfers import Transfer
 from pipeline.policy.typecheck import check_flow
 
@@ -104,10 +105,12 @@ def _data(flow: Flow) -> dict[str, Any]:
         "left_out": sorted(f.name for d in flow.decisions if d.output is None for f in d.fields),
         "filters": [{"filter": rule.name, "source": rule.source} for rule in flow.filters],
         "consent": f"{consent.mode} for {consent.purpose} ({consent.source})" if consent else "",
-        "crowd": f"{crowd.k} people who share {', '.join(crowd.fields)} in one {crowd.window} ({crowd.source})"
-        if crowd
-        else "",
+        "crowd": _crowd_words(crowd) if crowd else "",
     }
+
+
+def _crowd_words(crowd: Crowd) -> str:
+    return f"{crowd.k} people who share {', '.join(crowd.fields)} in one {crowd.window} ({crowd.source})"
 
 
 def _transfer(destination: str, transfer: Transfer) -> dict[str, Any]:

@@ -110,9 +110,9 @@ def raw_pack(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         for part in parts[:-1]:
             here = here.setdefault(part, {})
         if value is None:
-            del here[parts[-1]]
+            here.pop(parts[-1], None)
         else:
-            here[parts[-1]] = value
+            here[parts[-1]] = copy.deepcopy(value)
     return content
 
 

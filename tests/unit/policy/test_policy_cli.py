@@ -41,7 +41,12 @@ def edit(file: Path, old: str, new: str) -> None:
 
 def test_sound_packs_check_explain_and_test_well(schemas):
     for arguments, part in (
-        (("policy", "check"), "coarsen"),
+        (("policy", "check"), "0 violations"),
+        (("policy", "check"), "the pack of eu permits no such transfer"),
+        (("policy", "check", "--fields"), "vehicle_telemetry.latitude: eu to eu: coarsen_location"),
+        ((*EXPLAIN, "latitude", "--to", "core"), "crosses from eu to core as location_cell"),
+        ((*EXPLAIN, "latitude", "--to", "core"), "basis      within the European Economic Area"),
+        ((*EXPLAIN, "driver", "--to", "core"), "does not cross to core: it does not even land in eu"),
         ((*EXPLAIN, "latitude"), "lands in eu as location_cell: location.coarse"),
         ((*EXPLAIN, "driver"), "does not land in eu"),
         (("policy", "test"), f"{EXAMPLES} of {EXAMPLES} examples as expected"),
@@ -56,6 +61,13 @@ def test_the_same_as_json(schemas):
     checked = json.loads(call(schemas, "--json", "policy", "check").output)
     assert checked["violations"] == []
     assert {row["region"] for row in checked["fields"]} == set(PACKS.regions)
+    legs = {(flow["event"], flow["origin"], flow["destination"]) for flow in checked["flows"]}
+    denied = {(denial["event"], denial["origin"], denial["destination"]) for denial in checked["denied"]}
+    assert ("vehicle_telemetry", "eu", "core") in legs
+    assert ("vehicle_telemetry", "eu", "br") in denied
+    assert not legs & denied
+    pairs = {(origin, to) for origin in PACKS.regions for to in PACKS.regions} - {("core", "core")}
+    assert legs | denied == {(name, *pair) for name in EVENTS for pair in pairs}
     told = json.loads(call(schemas, "--json", *EXPLAIN, "latitude").output)
     assert (told["operator"], told["denied"], told["becomes"]) == (
         "coarsen_location",
@@ -73,9 +85,9 @@ def test_a_pack_that_holds_too_much_is_told_with_every_field_and_ends_with_2(sch
     )  # fmt: skip
     result = call(schemas, "policy", "check")
     assert result.exit_code == 2
-    lines = [line for line in result.output.splitlines() if "| to eu |" in line]
+    lines = [line for line in result.output.splitlines() if "| to eu |" in line or "| eu to core |" in line]
     for place in ("vehicle_telemetry.vin", "vehicle_telemetry.source", "meter_reading.meter"):
-        (line,) = (line for line in lines if line.startswith(place))
+        (line,) = (line for line in lines if line.startswith(place) and "| to eu |" in line)
         assert "[identifier.device]" in line
         assert "GDPR 4(5)" in line
         assert "mend: use a stronger operator, or drop the field" in line
@@ -111,3 +123,25 @@ def test_unknown_names_are_wrong_use(schemas):
                                  ("vehicle_telemetry", "vin", "mars")):  # fmt: skip
         result = call(schemas, "policy", "explain", "--event", event, "--field", field, "--region", region)
         assert isinstance(result.exception, ConfigError)
+
+
+def test_a_basis_that_has_ended_is_told_and_ends_with_2(schemas):
+    edit(schemas / "policies" / "uk.toml", "valid_until = 2031-12-27", "valid_until = 2025-12-27")
+    result = call(schemas, "policy", "check")
+    assert result.exit_code == 2
+    assert "transfers.core.valid_until | uk to core | the basis of the transfer" in result.output
+    assert "ended with 2025-12-27" in result.output
+    assert "mend: name a basis that holds, or take the transfer out" in result.output
+    told = call(schemas, *EXPLAIN, "vin")
+    assert "ended" not in told.output  # not this region's business
+
+
+def test_the_record_is_told_for_people_and_for_machines(schemas):
+    with (schemas.parent / "pipeline.toml").open("a") as file:
+        file.write('[record]\norganisation = "Example Works"\n')
+    page = call(schemas, "policy", "record")
+    assert page.exit_code == 0, page.output
+    assert "Example Works" in page.output
+    assert "## eu: European Economic Area, GDPR" in page.output
+    for arguments in (("policy", "record", "--json"), ("--json", "policy", "record")):
+        assert json.loads(call(schemas, *arguments).output)["controller"]["organisation"] == "Example Works"
