@@ -22,7 +22,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test lint format lock proto bench faults up down status clean distclean
+.PHONY: help setup setup-dev demo test lint format lock proto bench faults keys-test up down status clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: setup-dev  ## the measurements behind the figures (ARGS=...)
 
 faults: setup-dev  ## the long campaign of kills and outages (SEEDS=200)
 	@SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults $(ARGS)
+
+keys-test: setup-dev  ## the transit adapter on a real Vault or OpenBao (built once with Go when there is none)
+	@PIPELINE_BUILD_TOOLS=1 $(BIN)/python -m pytest tests/contract/transit_server.py $(ARGS)
 
 up: setup  ## start the local stack
 	@$(BIN)/pipeline up
