@@ -133,7 +133,7 @@ def test_people_seen_by_cameras_do_not_land_in_europe():
         ({"landing.events": {"big": {}}}, "landing.events.big: no such event; there are small"),
         (
             {"landing.events": {"small": {"fields": {"colour": KEEP}}}},
-            "landing.events.small.fields.colour: no such field; the event has event_time,",
+            "landing.events.small.fields.colour: no such field; the event has count, event_time",
         ),
         (
             {"landing.events": {"small": {"filters": [
