@@ -50,17 +50,25 @@ def finish_moving(path: Path) -> None:
 
 
 def damaged_files(path: Path) -> list[Path]:
-    """Files moved aside, the oldest first."""
+    """Files moved aside and not salvaged yet, the oldest first."""
     found = path.parent.glob(f"{path.name}{_MARK}*")
     return sorted(one for one in found if one.name.rpartition(_MARK)[2].isdigit())
 
 
-def forget_all_but_last(path: Path) -> None:
-    """Damaged files hold personal data and take room: one is enough to look into."""
-    for damaged in damaged_files(path)[:-1]:
+def done_with(path: Path) -> None:
+    """What was salvaged is not looked at again. The last such file is kept for whoever wants to look into it.
+
+    Not more than one: they hold personal data and take room.
+    """
+    for damaged in damaged_files(path):
+        for end in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                os.rename(f"{damaged}{end}", f"{damaged}.done{end}")
+    done = sorted(path.parent.glob(f"{path.name}{_MARK}*.done"))
+    for old in done[:-1]:
         for end in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                os.unlink(f"{damaged}{end}")
+            with suppress(FileNotFoundError):
+                os.unlink(f"{old}{end}")
 
 
 def salvage(db: Database, damaged: Path, page_bytes: int) -> int:
@@ -115,6 +123,14 @@ def _chunks(pages: PageFile, cells: list[Cell]) -> Iterator[list[Block]]:
 
 
 def _take(db: Database, block: Block) -> None:
+    """Unless it came over from an older file that was damaged while it was being salvaged."""
+    same = (block.region, block.lane, block.spool, block.first_sequence, block.event, block.partition)
+    here = db.execute(
+        "SELECT 1 FROM block WHERE region = ? AND lane = ? AND spool = ? AND first_sequence = ? AND event = ?"
+        " AND partition = ? AND (SELECT count(*) FROM salvage) > 1 LIMIT 1", same
+    ).fetchone()  # fmt: skip
+    if here is not None:
+        return
     (row,) = db.execute("SELECT next_block FROM meta").fetchone()
     marks = ",".join("?" * _BLOCK_TYPES)
     db.execute(

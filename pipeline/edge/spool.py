@@ -44,7 +44,7 @@ from pipeline.edge.opening import (
     used_bytes,
 )  # fmt: skip
 from pipeline.edge.place import Birth, write_birth
-from pipeline.edge.salvage import damaged_files, finish_moving, forget_all_but_last, move_aside, salvage
+from pipeline.edge.salvage import damaged_files, done_with, finish_moving, move_aside, salvage
 from pipeline.edge.shedding import Shed, Summarise, shed
 from pipeline.edge.tables import (
     fetch,
@@ -271,7 +271,7 @@ class SpoolFile:
                 opened = adopt(db, self.path, self._lanes, self._settings.step_bytes, seconds)
                 for damaged in damaged_files(self.path):
                     salvage(db, damaged, PAGE_BYTES)
-                forget_all_but_last(self.path)
+                done_with(self.path)
                 self._load(db)
                 self._budget.used = used_bytes(db)
                 self.live = live_numbers(db, seconds)

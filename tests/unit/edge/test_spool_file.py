@@ -15,7 +15,6 @@ import pytest
 from pipeline.config import EdgeConfig
 from pipeline.edge.blocks import Block, Change, bounds, pack, unpack
 from pipeline.edge.ledger import LaneLedger, Loss, Settlement
-from pipeline.edge.salvage import damaged_files
 from pipeline.edge.spool import SpoolFile, read_ledger
 from pipeline.errors import ConfigError, StoreCorrupt, TransientError
 from tests.edge_world import LANES
@@ -159,7 +158,7 @@ def test_what_is_no_spool_is_kept_beside_and_a_new_one_begins(path):
     with closing(SpoolFile(path, LANES)) as file:
         assert file.ledger() == []
         keep(file, block(1, [b"a"]))
-    (damaged,) = damaged_files(path)
+    (damaged,) = path.parent.glob("*.damaged-*.done")
     assert damaged.read_bytes() == before
 
 
