@@ -182,6 +182,7 @@ class Config(_Strict):
         "eu": RegionConfig(),
         "us-ca": RegionConfig(),
         "br": RegionConfig(),
+        "core": RegionConfig(),
     }
     limits: LimitsConfig = LimitsConfig()
     edge: EdgeConfig = EdgeConfig()

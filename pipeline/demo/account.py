@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,17 @@ from pipeline.balance import BALANCED, BalanceReport
 from pipeline.cli.output import Session
 from pipeline.demo.emission import Emission
 from pipeline.demo.samples import Sample
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Events of one kind that went over one border, as the receiving store accounts for them."""
+
+    origin: str
+    destination: str
+    event: str
+    basis: str
+    count: int
 
 
 @dataclass
@@ -32,6 +43,7 @@ class Account:
     reports: list[BalanceReport] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     answers: dict[str, pa.Table] = field(default_factory=dict)
+    crossings: list[Crossing] = field(default_factory=list)
 
     def note_emission(self, emission: Emission) -> None:
         """Take over the counts of a finished emission."""
@@ -64,6 +76,7 @@ class Account:
             "balance": {
                 r.region: {"status": r.status, **dict(r.rows()), "findings": r.findings} for r in self.reports
             },
+            "crossings": [asdict(one) for one in self.crossings],
             "answers": {region: rows.to_pylist() for region, rows in self.answers.items()},
         }  # fmt: skip
 
@@ -78,6 +91,7 @@ def print_account(here: Session, account: Account) -> None:
     for region, rows in account.answers.items():
         here.console.print(f"\n[bold]A query in {region}'s store[/bold], read-only, beside its writer")
         here.print_rows(rows.column_names, [list(row.values()) for row in rows.to_pylist()])
+    _print_crossings(here, account)
     _print_rates(here, account)
     _print_balance(here, account)
 
@@ -85,8 +99,16 @@ def print_account(here: Session, account: Account) -> None:
 def _print_sample(here: Session, one: Sample) -> None:
     place = f"{one.topic}, partition {one.partition}, offset {one.offset}"
     here.console.print(f"\n[bold]One event in {one.region}[/bold]: {place}")
-    here.print_rows(("field", "from the device", "in the store"), one.changed)
+    headings = ("field", "from the device", "in the store", *([f"at the {one.beyond}"] if one.beyond else []))
+    here.print_table(headings, one.changed)
     here.console.print(f"unchanged: {', '.join(one.kept)}", style="dim")
+
+
+def _print_crossings(here: Session, account: Account) -> None:
+    if account.crossings:
+        here.console.print("\n[bold]Over the borders[/bold], by what permits it")
+        rows = [(one.origin, one.destination, one.event, one.basis, one.count) for one in account.crossings]
+        here.print_table(("from", "to", "event", "basis", "events"), rows)
 
 
 def _print_rates(here: Session, account: Account) -> None:
@@ -117,6 +139,9 @@ def _print_balance(here: Session, account: Account) -> None:
     table: list[tuple[Any, ...]] = [(line[0][0], *(count for _, count in line)) for line in lines]
     table.append(("status", *(report.status for report in account.reports)))
     here.print_table(("events", *(report.region for report in account.reports)), table)
+    if account.crossings:
+        beyond = " and ".join(sorted({one.destination for one in account.crossings}))
+        here.console.print(f"{beyond} accepts what the other regions' policies let cross to it", style="dim")
     for report in account.reports:
         for finding in report.findings:
             here.console.print(f"{report.region}: {finding}", style="red")

@@ -1,4 +1,4 @@
-"""The main job once, from nothing: three regions, their fleets, an outage, and the books closed to the row.
+"""The main job once, from nothing: regions, their fleets, a core, an outage, the books closed to the row.
 
 Comes in: a session of the command line and what is wished for. Goes out: a printed account and an exit
 status, 1 when a balance is off. Everything happens in a folder of its own with a local broker of its own,
@@ -14,18 +14,19 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from connectors.broker import LocalBroker
-from connectors.lake import open_reader
+from connectors.lake import ReadOnlyLake, open_reader
 from pipeline.balance import BalanceReport
 from pipeline.cli.output import Session
 from pipeline.config import load_config
-from pipeline.demo.account import Account, print_account
+from pipeline.demo.account import Account, Crossing, print_account
 from pipeline.demo.edges import Edges
 from pipeline.demo.emission import Emission
 from pipeline.demo.fleet import Fleet, FleetSize
@@ -38,7 +39,7 @@ from pipeline.local import specs, up
 from pipeline.service import Project
 from pipeline.stack import Stack, StackOptions
 
-ROLES = ("process", "store")  # the edges live in this process
+ROLES = ("process", "border", "store")  # the edges live in this process
 SETTLE_S = 60.0
 HASTE_S = 3.0
 OUTAGE_AT = 0.3  # of the time; its end, a broker's start later, should still be seen
@@ -53,6 +54,9 @@ QUERIES = {
     "br": """SELECT target, count(DISTINCT subject) AS machines, count(*) AS outputs,
         count(*) FILTER (acted) AS alarms, round(avg(latency_ms), 2) AS mean_ms
         FROM inference_output GROUP BY ALL ORDER BY target""",
+    "core": """SELECT origin, count(DISTINCT vin) AS vehicles, count(*) AS samples,
+        round(avg(speed_m_s) * 3.6, 1) AS mean_km_h, count(DISTINCT location_cell) AS cells
+        FROM vehicle_telemetry GROUP BY ALL ORDER BY origin""",
 }
 
 
@@ -142,19 +146,41 @@ async def _settle(project: Project) -> list[BalanceReport]:
 
 
 async def _look(project: Project, account: Account) -> None:
-    """One event raw beside stored, and one query, per region."""
-    for region in project.config.regions:
-        with open_reader(project.config.store_path(region)) as lake:
-            found = await sample(project, region, lake)
-            if found is not None:
-                account.samples.append(found)
+    """One event raw, stored and beyond its border, and one query, per region; what crossed."""
+    with ExitStack() as stack:
+        lakes = {
+            region: stack.enter_context(open_reader(project.config.store_path(region)))
+            for region in project.config.regions
+        }
+        for region, lake in lakes.items():
+            if project.collects(region):
+                beyond = next((lakes[to] for to in lakes if region in project.origins(to)), None)
+                found = await sample(project, region, lake, beyond)
+                if found is not None:
+                    account.samples.append(found)
             if region in QUERIES:
                 account.answers[region] = lake.query(QUERIES[region])
+            account.crossings += _crossings(project, region, lake)
+
+
+def _crossings(project: Project, region: str, lake: ReadOnlyLake) -> list[Crossing]:
+    """What came into the region over each border, by its store's own account."""
+    passed: Counter[str] = Counter()
+    for raw, totals in lake.totals().accounts.items():
+        passed[raw.topic] += totals.passed
+    return [
+        Crossing(leg.origin, region, event, project.packs.terms(leg.origin, region).basis, count)
+        for leg in project.legs_into(region)
+        if leg.is_border
+        for event in project.events_on(leg)
+        if (count := passed[leg.source(event)])
+    ]
 
 
 def _fleets(project: Project, demo: Demo) -> dict[str, Fleet]:
-    size = FleetSize().at_rate(demo.rate / len(project.config.regions))
-    return {name: Fleet(name, demo.seed, size) for name in project.config.regions}
+    collecting = [name for name in project.config.regions if project.collects(name)]
+    size = FleetSize().at_rate(demo.rate / len(collecting))
+    return {name: Fleet(name, demo.seed, size) for name in collecting}
 
 
 def _project(here: Session, folder: Path) -> tuple[Project, Path]:
@@ -163,8 +189,8 @@ def _project(here: Session, folder: Path) -> tuple[Project, Path]:
     Of the caller's only the schemas and the heap are taken over: a configured cluster, store or key
     folder is production's, and invented events have no business there.
     """
-    regions = [name for name in here.config.regions if name in CITIES]
-    if not regions:
+    regions = [name for name in here.config.regions if name in CITIES or not here.project.collects(name)]
+    if not set(regions) & set(CITIES):
         raise ConfigError(
             "no configured region has a simulated fleet",
             operation="demo",

@@ -1,13 +1,13 @@
-"""One event as it left its device beside what its region's policy let into the store.
+"""One event as it left its device, as its region's store has it, and what of it is at the core.
 
-Comes in: a region of a running stack. Goes out: lines of (field, raw, stored). The raw record is read from
-the region's own raw topic, by the position that every stored row carries. Only a demonstration with invented
-people may print it.
+Comes in: a region of a running stack. Goes out: lines of (field, raw, stored, at the core). The raw record is
+read from the region's own raw topic, by the position that every stored row carries, also over a border. Only
+a demonstration with invented people may print it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,18 +29,22 @@ GONE, SAME = "-", "same"
 
 @dataclass(frozen=True)
 class Sample:
-    """``changed``: (field, raw, stored) where the policy did something; ``kept``: fields it left alone."""
+    """``changed``: (field, raw, stored) where a policy did something, with a fourth cell where the event
+    crossed to ``beyond``; ``kept``: fields that were left alone everywhere."""
 
     region: str
     topic: str
     partition: int
     offset: int
-    changed: tuple[tuple[str, str, str], ...]
+    changed: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
+    beyond: str = ""
 
 
-async def sample(project: Project, region: str, lake: ReadOnlyLake) -> Sample | None:
-    """A moving vehicle of the region; None when none is stored."""
+async def sample(
+    project: Project, region: str, lake: ReadOnlyLake, beyond: ReadOnlyLake | None = None
+) -> Sample | None:
+    """A moving vehicle of the region, looked up ``beyond`` a border as well; None when none is stored."""
     rows = lake.query(ROW).to_pylist()
     if not rows:
         return None
@@ -49,6 +53,12 @@ async def sample(project: Project, region: str, lake: ReadOnlyLake) -> Sample | 
     topic = project.topics.raw(region, EVENT)
     raw = await _read_raw(project, region, (topic, partition, offset))
     changed, kept = compare(raw, stored)
+    if beyond is not None:
+        sql = f"SELECT * FROM {EVENT} WHERE origin = ? AND raw_partition = ? AND raw_offset = ?"
+        for row in beyond.query(sql, [region, partition, offset]).to_pylist():
+            there = {name: value for name, value in row.items() if name not in POSITION}
+            beside, left = compare_beyond(changed, kept, stored, there)
+            return Sample(region, topic, partition, offset, beside, left, beyond.region)
     return Sample(region, topic, partition, offset, changed, kept)
 
 
@@ -79,6 +89,25 @@ def compare(
             changed.append((name, text(value), text(stored[name]) if name in stored else GONE))
     changed += [(name, GONE, text(value)) for name, value in stored.items() if name not in raw]
     return tuple(changed), tuple(kept)
+
+
+def compare_beyond(
+    changed: Sequence[tuple[str, str, str]],
+    kept: Sequence[str],
+    stored: Mapping[str, Any],
+    there: Mapping[str, Any],
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The same lines with a fourth cell for what is beyond the border, and those that only changed there."""
+    lines = [(*line, text(there[line[0]]) if line[0] in there else GONE) for line in changed]
+    left = []
+    for name in kept:
+        if name in there and there[name] == stored[name]:
+            left.append(name)
+        else:
+            lines.append((name, text(stored[name]), SAME, text(there[name]) if name in there else GONE))
+    known = {line[0] for line in changed} | set(kept)
+    lines += [(name, GONE, GONE, text(value)) for name, value in there.items() if name not in known]
+    return tuple(lines), tuple(left)
 
 
 def text(value: object) -> str:
