@@ -1,8 +1,8 @@
 """A real Vault or OpenBao for the tests of the transit adapter: found, or built once, then run and stopped.
 
-In this order: ``VAULT_BINARY``, ``bao`` or ``vault`` on PATH, ``.pipeline/tools/vault``; else it is built there
-with Go from the module proxy (some minutes on two cores, 270 MB) when ``PIPELINE_BUILD_TOOLS=1``, which is
-what ``make keys-test`` says. Built is Vault 1.14.2, of the last minor version under the Mozilla licence, from
+In this order: ``VAULT_BINARY``, ``bao`` or ``vault`` on PATH, ``.pipeline/tools/vault``; else it is built
+there with Go from the module proxy (some minutes on two cores, 270 MB) when ``PIPELINE_BUILD_TOOLS=1``, as
+``make keys-test`` says. Built is Vault 1.14.2, of the last minor version under the Mozilla licence, from
 which OpenBao was forked; OpenBao's own module cannot be had from the public proxy. Vault's repository builds
 with its own copy of its ``sdk`` module, which is not on the proxy either; the published 0.9.2 compiles, and
 differs at run time by a self-check of path definitions that one path of this Vault fails: it is taken out.

@@ -25,6 +25,7 @@ from tests.vault_server import VaultServer
 
 ROOT, LOCAL = bytes(range(32)), LocalWrapping(b"\1" * 32)
 CARE = RootName("eu", "care")
+NOTHING = 'path "nothing" { capabilities = ["deny"] }\n'
 STAGE = 'path "transit/decrypt/eu" { capabilities = ["update"] }\n'
 KEEPER = STAGE + (
     'path "transit/encrypt/eu" { capabilities = ["update"] }\n'

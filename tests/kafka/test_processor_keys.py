@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,17 +36,24 @@ def two_crowds(landing: Landing) -> tuple[pa.BinaryArray, pa.BinaryArray]:
     return framed(landing.schemas, EVENT, first), framed(landing.schemas, EVENT, second)
 
 
+async def until_stopped(
+    landing: Landing, first: pa.Array, take_away: Callable[[], object], second: pa.Array
+) -> None:
+    """Process the first events, take the keys away, and wait until the second ones ended the processor."""
+    async with landing.running() as task:
+        await landing.send(0, first)
+        await landing.accounted(100)
+        take_away()
+        await landing.send(0, second)
+        await asyncio.wait_for(task, DEADLINE_S)
+
+
 async def test_a_processor_whose_keys_vanish_stops_and_nothing_passes_until_they_are_back(project):
     landing = await prepared(project)
     first, second = two_crowds(landing)
     folder = project.config.keys_path(REGION)
-    async with landing.running() as task:
-        await landing.send(0, first)
-        await landing.accounted(100)
-        folder.rename(folder.with_name("gone"))
-        await landing.send(0, second)
-        with pytest.raises(ConfigError, match=r"key store at .*: no key here"):
-            await asyncio.wait_for(asyncio.shield(task), DEADLINE_S)
+    with pytest.raises(ConfigError, match=r"key store at .*: no key here"):
+        await until_stopped(landing, first, partial(folder.rename, folder.with_name("gone")), second)
     assert positions(await landing.curated()) == [(0, i) for i in range(100)]
     assert len(await landing.quarantined()) == 0
     assert sum(c["count"] for record in await landing.stats() for c in record["counts"]) == 100
