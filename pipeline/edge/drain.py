@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 
 from pipeline.config import EdgeConfig
+from pipeline.edge.blocks import Block
 
+PACED_STEP_S = 0.25
 PACED_STEP_BYTES = 65_536  # a paced step is small (one block at least), so that others need not wait for it
 
 
@@ -33,6 +35,17 @@ class Drain:
     def step_bytes(self) -> int:
         """How much of the backlog goes at once."""
         return min(self._step_bytes, PACED_STEP_BYTES) if self.paced else self._step_bytes
+
+    def share(self, blocks: list[Block]) -> list[Block]:
+        """The first of them that make PACED_STEP_S of the pace; one at least."""
+        if self._events_per_s is None:
+            return blocks
+        left = self._events_per_s * PACED_STEP_S
+        for count, block in enumerate(blocks):
+            left -= len(block.values)
+            if left < 0 < count:
+                return blocks[:count]
+        return blocks
 
     def sent(self, events: int, size: int) -> None:
         """So much of the backlog went."""

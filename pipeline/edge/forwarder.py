@@ -174,6 +174,8 @@ class _Lane:
                 blocks = await asyncio.wrap_future(self._way.spool.read(self._region, self.number, limit))
                 if not blocks:  # the counters say otherwise: look again later, not at once
                     raise TransientError("no block found", operation="forward")
+                if self.backlog:
+                    blocks = self._drain.share(blocks)
                 self._step = Step(self._region, self.number, blocks)
             await self._send(self._step)
             await asyncio.wrap_future(self._way.spool.settle(self._step.settlement()))
