@@ -115,7 +115,7 @@ def _denied_faults(
 def _retention_faults(
     origin: Pack, destination: Pack, terms: Terms, columns: Mapping[str, frozenset[str]]
 ) -> Iterator[Violation]:
-    """Nothing may be held longer after a border than before it, and what must be held has to be allowed."""
+    """Nothing may be held longer after a border than before it."""
     for event in sorted(columns):
         if not terms.permits(event):
             continue
@@ -134,15 +134,6 @@ def _retention_faults(
                     f"{origin.region}, where it comes from, {here.maximum_days}",
                     f"lower maximum_days in the pack of {destination.region}",
                     event=event, rule="retention", source=here.maximum_source,
-                )  # fmt: skip
-            if there.minimum_days > there.maximum_days and (bounds := (there.minimum_days, -1)) not in told:
-                told.add(bounds)
-                yield Violation(
-                    f"retention of {event} from {jurisdiction}",
-                    f"{destination.region} must keep it {there.minimum_days} days ({there.minimum_source}) "
-                    f"and may keep it {there.maximum_days} ({there.maximum_source}): no row can satisfy both",
-                    "lower minimum_days or raise maximum_days",
-                    event=event, rule="retention", source=there.minimum_source,
                 )  # fmt: skip
 
 

@@ -94,6 +94,23 @@ def test_legs_are_landings_then_borders_and_the_rest_is_denied():
         both.terms("core", "eu")
 
 
+def test_what_was_received_goes_no_further_whatever_a_pack_says():
+    both = packs(core={"transfers.eu": {**ORIGIN["transfers.core"]}})
+    assert both.legs() == packs().legs()
+    with pytest.raises(ConfigError, match="no leg from core to eu"):
+        both.terms("core", "eu")
+
+
+def test_the_hash_of_a_border_changes_with_either_pack():
+    hashes = {
+        packs().terms("eu", "core").hash,
+        packs({"transfers.core.basis": "another"}).terms("eu", "core").hash,
+        packs(core={"title": "another"}).terms("eu", "core").hash,
+    }
+    assert len(hashes) == 3
+    assert packs().terms("eu", "eu").hash == packs().pack("eu").hash
+
+
 def test_only_named_events_cross():
     some = packs({"transfers.core.only_events": ["other"]})
     with pytest.raises(ConfigError, match="small is not among the events of the transfer"):
@@ -286,7 +303,7 @@ def test_the_door_of_the_store_knows_borders():
     demand_landable(both, "core", locked("core.curated.small.eu"))
     for region, subject in (("eu", "core.curated.small.eu"), ("core", "core.curated.small.br"),
                             ("core", "core.curated.small"), ("core", "core.curated.small.core"),
-                            ("eu", "eu.curated.small.core")):  # fmt: skip
+                            ("eu", "eu.curated.small.core"), ("core", "eu.curated.small.eu")):  # fmt: skip
         with pytest.raises(ConfigError, match="store door"):
             demand_landable(both, region, locked(subject))
     worse = copy.deepcopy(schema)
