@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, TransientError
-from pipeline.policy import FileKeyStore, create_keys
+from pipeline.policy import FileKeyStore, compile_plan, create_keys
 from pipeline.policy.key_changes import destroy_keys, rewrap_keys, rotate_key
 from pipeline.policy.root_files import RootName
 from pipeline.policy.wrapping import LocalWrapping, Wrapping
+from tests.unit.policy.cases import NOW_US as THEN_US
+from tests.unit.policy.cases import event, terms
 
 OLD, NEW = LocalWrapping(b"\1" * 32), LocalWrapping(b"\2" * 32)
 NAMES = [("eu", purpose, epoch) for purpose in ("care", "service", "training") for epoch in ("2026-q1", "1")]
@@ -178,3 +180,21 @@ def test_a_wrapping_that_is_away_for_a_moment_is_named_with_the_file(folder: Pat
 
     with pytest.raises(TransientError, match=r"eu\.care\.key https://vault: no answer"):
         FileKeyStore(folder, Away(b"\1" * 32)).key("eu", "care", "2026-q1")
+
+
+def test_a_stage_that_holds_a_root_learns_that_it_ended(folder: Path):
+    store = FileKeyStore(folder, OLD)
+    assert store.key("eu", "care", "2027-q1")
+    rotate_key(folder, CARE, OLD, NOW_US)
+    (folder / "eu.care.2027-q1.key").unlink()
+    with pytest.raises(ConfigError, match="generation before this one ended"):
+        store.key("eu", "care", "2027-q1")
+
+
+def test_wrong_keys_stop_a_plan_before_its_first_row(folder: Path):
+    """The stage's own first question: compiling asks for the keys of the current epoch."""
+    with pytest.raises(ConfigError, match="under another master key"):
+        compile_plan(terms(), event(), FileKeyStore(folder, NEW), now_us=THEN_US)
+    (folder / "eu.care.key").unlink()
+    with pytest.raises(ConfigError, match="no key here"):
+        compile_plan(terms(), event(), FileKeyStore(folder, OLD), now_us=THEN_US)
