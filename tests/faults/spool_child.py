@@ -1,6 +1,7 @@
 """A process that keeps a spool busy until it is killed, or until its disk refuses. Run by test_spool_kill.
 
-``produce SPOOL LOG SEED``: four threads emit, one forwards into LOG; each receipt becomes a line on stdout.
+``produce SPOOL LOG SEED CAP``: four threads emit, one forwards into LOG; each receipt becomes a line on
+stdout. The spool holds at most CAP bytes: the lane ``bulk`` sheds, the others refuse.
 ``refuse SPOOL SEED``: the disk refuses beyond a size that moves; prints what became of each emit.
 """
 
@@ -32,7 +33,10 @@ def produce(spool: Spool, log: Path, seed: int) -> None:
         rng = random.Random(f"{seed} {number}")
         while True:
             rows = make_rows(rng, rng.choice([1, 3, 200]))
-            receipt = put(spool, encoder, rows, lane=rng.randrange(3)).result(60)
+            try:
+                receipt = put(spool, encoder, rows, lane=rng.randrange(3)).result(60)
+            except TransientError:  # the lane is full: so be it
+                continue
             with tell:
                 tokens = " ".join(row.split()[2].decode() for row in rows)
                 os.write(1, f"{receipt.lane} {receipt.first_sequence} {tokens}\n".encode())
@@ -74,7 +78,8 @@ def refuse(spool: Spool, seed: int) -> None:
 
 if __name__ == "__main__":
     what, path, *rest = sys.argv[1:]
-    opened = open_spool(Path(path))
+    cap = {"spool_bytes_max": int(rest[2])} if what == "produce" else {}
+    opened = open_spool(Path(path), **cap)
     if what == "produce":
         produce(opened, Path(rest[0]), int(rest[1]))
     else:
