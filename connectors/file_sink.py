@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -74,6 +75,8 @@ class FileSink:
         except OSError as failure:
             raise self._refusal(f"cannot write: {failure.strerror}", "make room and try again") from None
         finally:
+            with suppress(OSError, pa.ArrowException):
+                self._writer.close()  # of a failed run: it would close itself later, into a closed file
             self._file.close()
             self._aside.unlink(missing_ok=True)
 
