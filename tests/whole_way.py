@@ -1,4 +1,4 @@
-"""A region's whole way under a test's hands: the processes that the command line starts, known by pid.
+"""A region's whole way, and on to the core, under a test's hands: the command line's processes by pid.
 
 Comes in: a folder and how the region is set. Goes out: a broker, topics and keys, and one :class:`Child` per
 process, which the test starts, kills, halts and starts again. Every process has a state folder of its own, as
@@ -23,10 +23,11 @@ from pipeline.config import load_config
 from pipeline.errors import PipelineError
 from pipeline.evidence import ledgers
 from pipeline.policy.wrapping import create_master
+from pipeline.policy.wrapping import create_master
 from pipeline.service import Project
 from tests.conftest import JARS, PROJECT
 
-REGION = "eu"
+REGION, CORE = "eu", "core"
 POLL_S = 0.05
 STOP_S = 30.0
 CONFIG = """\
@@ -35,10 +36,17 @@ topic_prefix = "{prefix}"
 partitions = {partitions}
 store = "{folder}/store"
 keys = "{folder}/keys"
-wrapping.master_file = "{folder}/secrets/master.key"
 [regions.{region}.cluster]
 bootstrap = "{bootstrap}"
 request_timeout_s = {request_timeout_s}
+[regions.core]
+store = "{folder}/store of the core"
+keys = "{folder}/keys of the core"
+[regions.core.cluster]
+bootstrap = "{bootstrap}"
+request_timeout_s = {request_timeout_s}
+[keys]
+master_file = "{folder}/secrets/master.key"
 [edge]
 backoff_max_s = 1.0
 event_lanes = {{ object_detection = "urgent", meter_reading = "bulk" }}
@@ -150,8 +158,9 @@ class Way:
             config = load_config(self.config_file).model_copy(update={"state": self.folder / "edge"})
             self.project = Project.open(config)
             create_master(self.folder / "secrets" / "master.key")
-            self.project.create_keys([REGION])
-            asyncio.run(self.project.ensure_topics([REGION]))
+            create_master(self.folder / "secrets" / "master.key")
+            self.project.create_keys([REGION, CORE])
+            asyncio.run(self.project.ensure_topics([REGION, CORE]))
         except BaseException:
             self.close()
             raise
@@ -168,7 +177,9 @@ class Way:
             self.broker.kill9()
         self.broker_thread.shutdown()
 
-    def role(self, role: str, instance: str = "", module: Sequence[str] = ("pipeline",)) -> Child:
+    def role(
+        self, role: str, instance: str = "", module: Sequence[str] = ("pipeline",), region: str = REGION
+    ) -> Child:
         """A role as the command line starts it, not started; ``instance`` tells two of a kind apart.
 
         ``module`` is what python runs; a mutant's name goes before it.
@@ -177,7 +188,7 @@ class Way:
         state = self.folder / name
         options = ("--config", str(self.config_file), "--state", str(state))
         return self._add(
-            name, (*module, *options, role, "--region", REGION), state / "run" / f"{role}-{REGION}.ready"
+            name, (*module, *options, role, "--region", region), state / "run" / f"{role}-{region}.ready"
         )
 
     def producer(self, arguments: Sequence[str], module: Sequence[str] = ("tests.faults.producer",)) -> Child:

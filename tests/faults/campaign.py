@@ -12,9 +12,9 @@ from connectors.kafka import KafkaWriter
 from pipeline.errors import ConfigError, TransientError
 from pipeline.service import started
 from tests.faults.flow import foreign_records
-from tests.faults.schedule import BROKER, EDGE, FOREIGN, PROCESSOR, STORE, ZOMBIE, Fault
+from tests.faults.schedule import BORDER, BROKER, CORE_STORE, EDGE, FOREIGN, PROCESSOR, STORE, ZOMBIE, Fault
 from tests.faults.verdict import weigh_now
-from tests.whole_way import POLL_S, REGION, Child, Way, until
+from tests.whole_way import CORE, POLL_S, REGION, Child, Way, until
 
 AUDIT_EVERY_S = 4.0
 RETRY_PAUSE_S = 0.5
@@ -40,6 +40,8 @@ class Campaign:
         self.edge = self.way.producer([text for pair in numbers.items() for text in map(str, pair)])
         self.processors = [self.way.role("process", "-a"), self.way.role("process", "-b")]
         self.store = self.way.role("store")
+        self.border = self.way.role("border", region=CORE)
+        self.core_store = self.way.role("store", "-core", region=CORE)
         self.active = self.processors[0]  # the one that runs when only one does
         self.meant_to_run: set[str] = set()
         self.waiting: set[str] = set()  # ended for want of a broker, to be started when it is back
@@ -47,7 +49,7 @@ class Campaign:
 
     async def run(self) -> None:
         """The whole flow. Fails when a process ends by itself for no reason, or a balance is off."""
-        for child in (self.processors[0], self.store, self.edge):
+        for child in (self.processors[0], self.store, self.border, self.core_store, self.edge):
             self.start(child)
         lines: dict[str, list[Fault]] = {}
         for fault in self.faults:
@@ -122,6 +124,7 @@ class Campaign:
         acts: dict[str, Callable[[Fault], Awaitable[None]]] = {
             EDGE: self._edge, BROKER: self._broker, PROCESSOR: self._processor,
             STORE: self._store, ZOMBIE: self._zombie, FOREIGN: self._foreign,
+            BORDER: self._border, CORE_STORE: self._core_store,
         }  # fmt: skip
         for fault in faults:
             due = fault.at * self.events
@@ -144,6 +147,14 @@ class Campaign:
     async def _store(self, fault: Fault) -> None:
         await self._kill(self.store, fault.pause_s)
         await until(lambda: self.store.works, "the store writer works again", FLOW_LIMIT_S)
+
+    async def _border(self, fault: Fault) -> None:
+        await self._kill(self.border, fault.pause_s)
+        await until(lambda: self.border.works, "the border works again", FLOW_LIMIT_S)
+
+    async def _core_store(self, fault: Fault) -> None:
+        await self._kill(self.core_store, fault.pause_s)
+        await until(lambda: self.core_store.works, "the core's store writer works again", FLOW_LIMIT_S)
 
     async def _processor(self, fault: Fault) -> None:
         await self._kill(self.active, fault.pause_s)

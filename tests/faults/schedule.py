@@ -12,8 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EDGE, BROKER, PROCESSOR, STORE, ZOMBIE, FOREIGN = "edge", "broker", "processor", "store", "zombie", "foreign"
-KILLS = {EDGE: 6, BROKER: 2, PROCESSOR: 2, STORE: 3, ZOMBIE: 2, FOREIGN: 3}
-PAUSE_MAX_S = {EDGE: 1.5, BROKER: 3.0, PROCESSOR: 1.5, STORE: 1.5, ZOMBIE: 1.0, FOREIGN: 0.0}
+BORDER, CORE_STORE = "border", "core store"
+KILLS = {EDGE: 6, BROKER: 2, PROCESSOR: 2, STORE: 3, ZOMBIE: 2, FOREIGN: 3, BORDER: 3, CORE_STORE: 2}
+PAUSE_MAX_S = {
+    EDGE: 1.5, BROKER: 3.0, PROCESSOR: 1.5, STORE: 1.5, ZOMBIE: 1.0, FOREIGN: 0.0,
+    BORDER: 1.5, CORE_STORE: 1.5,
+}  # fmt: skip
 LINES = {ZOMBIE: PROCESSOR}  # both decide which processors run, so they take turns
 
 
@@ -32,7 +36,7 @@ class Fault:
         return LINES.get(self.kind, self.kind)
 
     def __str__(self) -> str:
-        return f"{self.at:6.1%}  {self.kind:<9}  {self.pause_s:.2f} s"
+        return f"{self.at:6.1%}  {self.kind:<10}  {self.pause_s:.2f} s"
 
 
 def schedule(seed: int, kills: Mapping[str, int] = KILLS) -> list[Fault]:

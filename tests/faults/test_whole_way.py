@@ -1,4 +1,4 @@
-"""kill -9 of everything between an edge and the store, by a seeded schedule: each event lands once.
+"""kill -9 of everything from an edge to the core, by a seeded schedule: each event is in each store once.
 
 ``make test`` runs one seed; ``make faults SEEDS=n`` the seeds 1 to n; ``SEED=k`` runs that one again. EVENTS
 and FLOW_S change how many events flow, and for how long.
@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.campaign import Campaign
 from tests.faults.schedule import EDGE, schedule
-from tests.faults.verdict import judge
+from tests.faults.verdict import judge, judge_core
 from tests.whole_way import Setting, Way
 
 EVENTS = int(os.environ.get("EVENTS", "200000"))
@@ -39,11 +39,13 @@ def test_every_accepted_event_lands_once_whatever_is_killed(seed, tmp_path):
         campaign = Campaign(way, seed, EVENTS, FLOW_S, faults)
         asyncio.run(campaign.run())
         verdict = asyncio.run(judge(way, REST_S))
+        at_the_core = asyncio.run(judge_core(way, verdict.report, REST_S))
         noticed = in_logs(way, b"another instance decided")
         print(
             f"{time.monotonic() - begun:.0f} s, {campaign.audits} audits, {len(noticed)} zombies: {verdict}"
         )
         assert verdict.findings == ()
+        assert at_the_core == ()
         assert verdict.report.accepted == EVENTS
         assert campaign.edge.starts == 1 + sum(fault.kind == EDGE for fault in faults)
         assert verdict.raw.bad > 0

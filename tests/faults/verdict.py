@@ -2,7 +2,8 @@
 
 Comes in: a :class:`Way` at rest. Goes out: a :class:`Verdict`; without findings, P1 and P2 held. Four
 witnesses must agree: the receipts that the producer noted, the spool's ledger, the raw topics read again from
-their beginning, and the store's rows with the sequences that travelled in them.
+their beginning, and the store's rows with the sequences that travelled in them. Where the way goes on to the
+core, its balance and its rows are judged against the region's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.balance import BALANCED, BalanceReport
 from pipeline.evidence import ledgers, weigh, weigh_settled
 from pipeline.framing import unframe
 from tests.faults.flow import OUT_OF_RANGE, STREAMS, Stream
-from tests.whole_way import POLL_S, REGION, Way
+from tests.whole_way import CORE, POLL_S, REGION, Way
 
 
 @dataclass
@@ -68,12 +69,12 @@ async def judge(way: Way, within_s: float) -> Verdict:
     return Verdict(report, raw, tuple(findings))
 
 
-async def at_rest(way: Way, within_s: float) -> BalanceReport:
+async def at_rest(way: Way, within_s: float, region: str = REGION) -> BalanceReport:
     """The balance when the store has read all there is: a late repeat would double only then."""
     deadline = time.monotonic() + within_s
     while True:
         left_s = max(0.0, deadline - time.monotonic())
-        report = await weigh_settled(way.project, REGION, left_s, distinct=True)
+        report = await weigh_settled(way.project, region, left_s, distinct=True)
         if report.unread == 0 or not report.ok or left_s == 0:
             return report
         await asyncio.sleep(POLL_S)
@@ -81,7 +82,41 @@ async def at_rest(way: Way, within_s: float) -> BalanceReport:
 
 async def weigh_now(way: Way) -> tuple[str, ...]:
     """Findings while everything moves: a balance may be open then, it must never be off."""
-    return (await weigh(way.project, REGION)).findings
+    found = (await weigh(way.project, REGION)).findings
+    if way.project.config.store_path(CORE).exists():
+        found += (await weigh(way.project, CORE)).findings
+    return found
+
+
+async def judge_core(way: Way, landed: BalanceReport, within_s: float) -> tuple[str, ...]:
+    """What is off at the core, once everything has come to rest: its balance, and each row against the
+    region's store."""
+    report = await at_rest(way, within_s, CORE)
+    print(f"core: {report.status}, {[row for row in report.rows() if row[1]]}, repeats {report.repeats}")
+    findings = list(report.findings)
+    if report.status != BALANCED:
+        findings.append(f"the core's balance is {report.status}: {report.rows()}")
+    if report.accepted != landed.stored:
+        findings.append(f"the core accepts {report.accepted} events, {landed.stored} are stored before it")
+    for stream in STREAMS:
+        columns = f"raw_partition, raw_offset, {stream.identity} AS identity"
+        rows = [_rows(way, region, f"SELECT {columns} FROM {stream.event}") for region in (REGION, CORE)]
+        here, there = map(_counted, rows)
+        if doubled := [place for place, count in there.items() if count > 1]:
+            findings.append(f"doubled at the core: {len(doubled)} rows of {stream.event}")
+        if here.keys() != there.keys():
+            missing, strange = len(here.keys() - there.keys()), len(there.keys() - here.keys())
+            findings.append(f"{stream.event} at the core: {missing} missing, {strange} unknown before it")
+    return tuple(findings)
+
+
+def _rows(way: Way, region: str, sql: str) -> pa.Table:
+    with open_reader(way.project.config.store_path(region)) as lake:
+        return lake.query(sql)
+
+
+def _counted(rows: pa.Table) -> Counter[tuple[object, ...]]:
+    return Counter(zip(*(column.to_pylist() for column in rows.columns), strict=True))
 
 
 def accepted_by_lane(way: Way) -> dict[str, int]:
