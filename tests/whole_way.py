@@ -23,7 +23,6 @@ from pipeline.config import load_config
 from pipeline.errors import PipelineError
 from pipeline.evidence import ledgers
 from pipeline.policy.wrapping import create_master
-from pipeline.policy.wrapping import create_master
 from pipeline.service import Project
 from tests.conftest import JARS, PROJECT
 
@@ -157,7 +156,6 @@ class Way:
             self.config_file.write_text(text, encoding="utf-8")
             config = load_config(self.config_file).model_copy(update={"state": self.folder / "edge"})
             self.project = Project.open(config)
-            create_master(self.folder / "secrets" / "master.key")
             create_master(self.folder / "secrets" / "master.key")
             self.project.create_keys([REGION, CORE])
             asyncio.run(self.project.ensure_topics([REGION, CORE]))
