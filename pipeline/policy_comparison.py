@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -62,9 +63,10 @@ def proposed(project: Project, path: Path | None, now_us: int, base: Path | None
 
     Raises ConfigError when there is nothing to read.
     """
+    if path is None:
+        return Proposed(project.packs, ())
     shipped = project.config.schemas_path() / "policies"
-    folder = path or shipped
-    events = project.schemas.events
+    folder, events = path, project.schemas.events
     if folder.is_dir():
         if not any(folder.glob("*.toml")) and (folder / "policies").is_dir():
             folder = folder / "policies"
@@ -136,6 +138,8 @@ def _stages(
     origin, destination = leg
     if leg not in packs.legs() or not packs.terms(*leg).permits(event.name):
         return []
+    if packs.terms(*leg).expired(time.time_ns() // 1000):
+        return []  # nothing crosses without a basis that holds
     way = [] if curated else [(origin, origin)]
     way += [leg] if origin != destination else []
     stages = []
@@ -211,7 +215,7 @@ async def _topic_batches(project: Project, region: str, event: EventType, limit:
         left = -(-limit // partitions)
         async with aclosing(scan(topic, partition, 0)) as fetches:  # type: ignore[type-var]
             async for fetched in fetches:
-                batch = door.take(fetched.values.slice(0, left), 0).batch
+                batch = door.take(fetched.values, 0).batch.slice(0, left)
                 found.append(batch)
                 left -= len(batch)
                 if left <= 0:

@@ -21,6 +21,7 @@ from connectors.kafka import KafkaAdmin, KafkaWriter, TopicSpec
 from connectors.kafka_scan import LogScanner
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.policy_comparison import Source, replayed
 from pipeline.policy_session import curator
 from pipeline.processor.leg import Decided
 from pipeline.service import Project, started
@@ -132,6 +133,11 @@ def test_the_docs_app_passes_what_the_processor_passes_and_a_failing_plan_ends_i
     asyncio.run(world.fill())
     wanted = asyncio.run(world.processed())
     assert 2_000 < len(wanted) < PARTITIONS * ROWS
+
+    # `policy plan --topic` reads the same records: both partitions, what is no event left out.
+    replay = replayed(world.project, world.project.packs, world.project.schemas.events[EVENT], "eu",
+                      Source(topic=True), 2 * 100)  # fmt: skip
+    assert sum(map(len, replay)) == 2 * 100
 
     with world.app(BREAKING + example()) as broken:
         wait_for(lambda: broken.poll() is not None, DEADLINE_S)

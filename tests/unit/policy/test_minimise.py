@@ -12,18 +12,21 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.checks import Checks
-from pipeline.config import LimitsConfig
+from pipeline.config import Config, LimitsConfig
+from pipeline.edge import EdgeClient, NoMetrics
 from pipeline.edge.minimising import Minimiser
 from pipeline.edge.routes import Routes
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RecordError
 from pipeline.events import EventType
 from pipeline.policy import Packs, compile_plan
 from pipeline.policy.cells import SMALLEST_CELL_KM2, to_cells
 from pipeline.policy.edge_check import STAMPED, edge_faults
-from pipeline.policy.minimise import EdgePlan, compile_edge
+from pipeline.policy.minimise import EdgePlan, compile_edge, edge_plans
 from pipeline.policy.operators.edge_places import snap
 from pipeline.policy.operators.places import CellParameters
 from pipeline.policy.pack import Pack
+from tests.edge_world import JURISDICTIONS, decoded, open_spool, schemas, split, stored
+from tests.edge_world import vehicles as vehicle_rows
 from tests.unit.policy.cases import EVENTS, NOW_US, Keys, event, pack, small_batch
 
 SEED = random.SystemRandom().randrange(2**32)
@@ -333,6 +336,75 @@ def test_one_by_one_and_all_at_once_give_the_same_in_the_same_order():
     assert many.filtered == sum((admitted.filtered for admitted in singles), start=type(many.filtered)())
     assert set(many.filtered) == {("eu", "fast")}
     assert 0 < many.filtered.total() < 600
+
+
+class Noted(NoMetrics):
+    """Remembers what was filtered."""
+
+    def __init__(self) -> None:
+        self.filtered: list[tuple[str, str, str, int]] = []
+
+    def minimised(self, event: str, region: str, rule: str, count: int) -> None:
+        self.filtered.append((event, region, rule, count))
+
+
+def test_the_spool_holds_only_what_is_left_and_receipt_and_metric_say_what_is_not(tmp_path):
+    heavy = {"name": "fast", "source": "a test", "drop_when": [
+        {"field": "speed_m_s", "op": ">", "value": 50.0, "on_null": "pass"}]}  # fmt: skip
+    plan = compiled(edge({"driver": rule("drop")}, (heavy,), name="vehicle_telemetry"), VEHICLE)
+    rows = [
+        {**row, "speed_m_s": speed}
+        for row, speed in zip(vehicle_rows(4), (10.0, 60.0, None, 60.0), strict=True)
+    ]
+    metrics = Noted()
+    with open_spool(tmp_path / "spool.sqlite") as spool:
+        client = EdgeClient(
+            Config(), schemas(), spool, JURISDICTIONS.get, metrics, {"vehicle_telemetry": {"eu": plan}}
+        )
+        receipt = client.emit_many("vehicle_telemetry", rows)
+        assert (receipt.count, receipt.filtered) == (2, 2)
+        fields, given = split(rows[1])
+        alone = client.emit("vehicle_telemetry", fields, **given)
+        assert (alone.count, alone.filtered) == (0, 1)
+        taken = client.emit("vehicle_telemetry", *[split(rows[0])[0]], **split(rows[0])[1])
+        assert (taken.count, taken.filtered, taken.first_sequence) == (1, 0, 3)
+        held = [row for block in stored(spool) for row in decoded(block.values).to_pylist()]
+    assert len(held) == 3
+    assert {row["driver"] for row in held} == {None}
+    assert {row["speed_m_s"] for row in held} == {10.0, None}
+    assert metrics.filtered == [
+        ("vehicle_telemetry", "eu", "fast", 2),
+        ("vehicle_telemetry", "eu", "fast", 1),
+    ]
+    for file in tmp_path.iterdir():
+        assert b"driver " not in file.read_bytes()  # the dropped value is nowhere on the device
+
+
+def test_a_call_that_fails_counts_nothing_as_filtered(tmp_path):
+    heavy = {"name": "fast", "source": "a test", "drop_when": [
+        {"field": "speed_m_s", "op": ">", "value": 50.0, "on_null": "pass"}]}  # fmt: skip
+    plan = compiled(edge({}, (heavy,), name="vehicle_telemetry"), VEHICLE)
+    rows = [{**row, "speed_m_s": 60.0} for row in vehicle_rows(2)]
+    rows[1] |= {"speed_m_s": 1.0, "vin": "v" * 100_000}  # larger than a record may be
+    metrics = Noted()
+    with open_spool(tmp_path / "spool.sqlite") as spool:
+        client = EdgeClient(
+            Config(), schemas(), spool, JURISDICTIONS.get, metrics, {"vehicle_telemetry": {"eu": plan}}
+        )
+        with pytest.raises(RecordError):
+            client.emit_many("vehicle_telemetry", rows)
+    assert metrics.filtered == []
+
+
+def test_an_agent_gets_the_plans_of_every_region_and_opens_no_key_store_for_plain_ones():
+    def no_keys(region: str) -> Keys:
+        raise ConfigError("this agent has no keys")
+
+    plain = edge({"driver": rule("drop")}, name="vehicle_telemetry")
+    assert set(edge_plans(Packs([plain]), ["eu"], EVENTS, no_keys)["vehicle_telemetry"]) == {"eu"}
+    keyed = edge({"driver": rule("pseudonymise", purpose="care")}, name="vehicle_telemetry")
+    with pytest.raises(ConfigError, match="this agent has no keys"):
+        edge_plans(Packs([keyed]), ["eu"], EVENTS, no_keys)
 
 
 def test_a_region_that_asks_for_nothing_is_left_alone():
