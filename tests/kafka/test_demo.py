@@ -50,6 +50,12 @@ def test_every_event_of_a_short_demo_is_accounted_for_and_nothing_stays(tmp_path
         assert balance["accepted"] == count > 500
         assert count == balance["stored"] + balance["filtered"]
         assert account["answers"][region]
+    core = account["balance"]["core"]
+    assert core["accepted"] == sum(account["balance"][region]["stored"] for region in account["accepted"])
+    assert core["accepted"] == core["stored"] + core["filtered"]
+    assert sum(one["count"] for one in account["crossings"]) == core["stored"] > 0
+    assert {one["origin"] for one in account["crossings"]} == set(account["accepted"])
+    assert all(one["basis"] for one in account["crossings"])
     assert still_running(tmp_path) == []
     assert list(tmp_path.glob("demo-*")) == []
 
