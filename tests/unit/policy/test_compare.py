@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.policy_comparison import proposed
 from pipeline.store.account import RawPartition, Source, StatsRecord
 from pipeline.store.buffer import Buffer, Rows
+from tests.raw_events import raw_batch, replaced
 from tests.unit.policy.cases import NOW_US
 from tests.unit.policy.policy_files import CANARY, EVENT, PolicyFiles
 
@@ -194,6 +195,23 @@ def test_a_snapshot_of_the_store_serves_the_borders(files):
     legs = plan(files, packs(files), "--snapshot", str(snapshot))
     assert "eu" not in legs
     assert (legs["core"]["rows"], legs["core"]["passed"]) == (count, [count, count])
+
+
+def test_a_null_is_a_value_like_any_other(files, tmp_path):
+    """Samples hold null for what was not new: the same packs make none of them new, one that drops does."""
+    batch = raw_batch(files.project.schemas, "vehicle_telemetry", 500)
+    speeds = [None if i % 4 == 0 else float(i % 50) for i in range(500)]
+    pq.write_table(pa.Table.from_batches([replaced(batch, "speed_m_s", speeds)]), tmp_path / "raw.parquet")
+    speed = '[landing.events.vehicle_telemetry.fields.speed_m_s]\noperator = "null"\nsource = "a test"\n'
+    changed = files.pack(HOURLY, HOURLY)
+    changed.write_text(f"{changed.read_text()}\n{speed}")
+    for new, share in ((packs(files), 0.0), (changed, 0.75)):
+        (leg, *_) = files.json(
+            "policy", "plan", "--new", new, "--event", "vehicle_telemetry", "--region", "eu",
+            "--file", tmp_path / "raw.parquet",
+        )["legs"]  # fmt: skip
+        found = column(leg, "speed_m_s")
+        assert (found["changed"], found["newly_null"]) == (share, share)
 
 
 def test_people_read_the_same_without_a_value(files):
