@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def command_up(context: typer.Context) -> None:
-    """Start the local stack: a broker, and processor, store writer and edge agent of every region."""
+    """Start the local stack: a broker, and each region's edge agent, processor, border and store writer."""
     here = session(context)
     result = up(here.project, stack(here.project), specs(here.project, here.config_file), here.say)
     if here.json:
@@ -110,7 +110,7 @@ def command_demo(
     seed: Annotated[int, typer.Option(help="the fleet's seed")] = 2026,
     keep: Annotated[Path | None, typer.Option(help="keep the demo's state in this folder")] = None,
 ) -> None:
-    """The main job once: a fleet in three regions, an outage, the balance to the row, a query."""
+    """The main job once: fleets in three regions, a core, an outage, the balance to the row, queries."""
     from pipeline.demo.demo import Demo, run_demo
 
     here = session(context)

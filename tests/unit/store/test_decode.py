@@ -158,3 +158,26 @@ def test_another_control_record_is_not_stats():
     value = encode_control(WORLD.schemas, "watermark_entry", {"sequence": 1})
     with pytest.raises(StoreCorrupt, match="expected stats records, found watermark_entry"):
         decoder().stats(stats(value), {})
+
+
+CROSSED = Curated(TOPICS.border("eu", "core"), EVENT)
+CROSSED_CODEC = WORLD.schemas.codec(WORLD.schemas.latest(CROSSED.subject).id)
+
+
+def crossed(origins: list[str]) -> Run_:
+    """Rows over the border from eu that say to come from there, or from elsewhere."""
+    batch = curated_rows(CROSSED_CODEC, 0, np.arange(len(origins)))
+    index = batch.schema.get_field_index("origin")
+    batch = batch.set_column(index, batch.schema.field(index), pa.array(origins))
+    return Run_("t", 0, 0, len(origins), CROSSED_CODEC.encode(batch))
+
+
+def test_what_crossed_is_stored_where_it_says_its_leg_s_origin():
+    assert stored(decoder().rows(CROSSED, crossed(["eu"] * 3), 0)) == [0, 1, 2]
+    with pytest.raises(StoreCorrupt, match="origin is not the leg's"):
+        decoder().rows(CROSSED, crossed(["eu", "br", "eu"]), 0)
+
+
+def test_rows_of_a_landing_do_not_come_over_a_border():
+    with pytest.raises(StoreCorrupt, match=r"expected schemas of core\.curated"):
+        decoder().rows(CROSSED, fetched([0]), 0)
