@@ -298,3 +298,17 @@ def test_one_damaged_file_is_kept_and_not_a_second(path):
     with closing(SpoolFile(path, LANES)) as file:
         assert len(waiting(file)) == 3
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
+
+
+def test_a_block_with_a_flipped_bit_does_not_come_over(path):
+    with closing(SpoolFile(path, LANES)) as file:
+        whole = write(file, 1, b"a" * 50_000)
+        write(file, 1, b"b" * 50_000)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"b" * 1000)] ^= 1  # in a page of its own: the record hangs together
+    data[:100] = bytes(100)
+    path.write_bytes(data)
+    with closing(SpoolFile(path, LANES)) as file:
+        assert waiting(file) == whole
+        assert sums(file) == (1, 1)
+        assert [(loss.reason, loss.count) for loss in file.losses()] == [("damaged", 1)]
