@@ -89,7 +89,7 @@ class Cage:
             hours_ago = self._random.randrange(2, 20)
             minute_us = self._random.randrange(61_000_000, 3_539_000_000)  # a moment inside its hour
             hour = int(time.time() // 3600 - hours_ago) * 3_600_000_000
-            return hour + minute_us
+            return (hour + minute_us) // 1_000_000 * 1_000_000 + self._random.randrange(1_001, 999_999)
         low, high = _bounds(field)
         if field.kind in ("int", "long"):
             return self._random.randrange(int(high * 0.5), int(high * 0.9)) | 1
@@ -146,8 +146,8 @@ def forms(value: Any, kind: str) -> Iterator[bytes]:
         yield str(value).encode()
         yield str(value)[:-3].encode()
         moment = datetime.fromtimestamp(value / 1e6, UTC)
-        for pattern in ("%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"):
-            yield moment.strftime(pattern).encode()
+        for pattern in ("%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%d %H:%M:%S.%f"):  # to the second it may be allowed
+            yield moment.strftime(pattern).encode()[:-3]
     else:
         yield struct.pack("<q", value)
         yield struct.pack(">q", value)
