@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry
 
+from connectors import presidio
 from connectors.broker import BrokerOptions, LocalBroker
 from connectors.http_ingest import HttpIngest
 from connectors.kafka import KafkaAdmin, KafkaReader, KafkaWriter, ReaderOptions, TopicSpec
@@ -34,6 +35,7 @@ from pipeline.metrics import EdgeMetrics, ProcessorMetrics, StoreMetrics, serve
 from pipeline.policy import (
     Packs,
     Plan,
+    check_flow,
     compile_plan,
     curated_subject,
     load_packs,
@@ -42,6 +44,7 @@ from pipeline.policy.consent import ConsentBook, ConsentNames
 from pipeline.policy.door import demand_landable
 from pipeline.policy.minimise import edge_plans
 from pipeline.policy.plan import Choices
+from pipeline.policy.recognisers import asked_for
 from pipeline.processor import ConsentFeed, LandingLeg, Leg, Ports, Processor, StateLog
 from pipeline.schemas import EventType, SchemaStore
 from pipeline.stack import announce_ready
@@ -152,10 +155,18 @@ class Project:
 
     def plan(self, origin: str, destination: str, event: EventType) -> Plan:
         """The event's plan on a leg, with the keys and the vault of the destination. Raises ConfigError."""
+        terms = self.packs.terms(origin, destination)
+        asked = asked_for(check_flow(terms, event))
         return compile_plan(
-            self.packs.terms(origin, destination), event, self.keys.store(destination),
+            terms, event, self.keys.store(destination),
             vault=SqliteTokenVault(self.config.vault_path(destination)),
+            recognisers={presidio.NAME: self._presidio} if presidio.NAME in asked else {},
         )  # fmt: skip
+
+    @cached_property
+    def _presidio(self) -> presidio.Presidio:
+        """One for all plans of the process, made when the first of them asks: its model is large."""
+        return presidio.Presidio()
 
     def consent_names(self, region: str) -> ConsentNames:
         """What people are called where they are asked for consent."""

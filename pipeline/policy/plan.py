@@ -13,7 +13,7 @@ have done their work, by the crowd that shares what they became.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +30,7 @@ from pipeline.policy.flow import EVENT_TIME, Decision, Flow
 from pipeline.policy.keys import KeyStore
 from pipeline.policy.operators import Context, KeyedParameters, TokenParameters
 from pipeline.policy.pseudonyms import EpochKind, Epochs, Pseudonymiser, epoch_index, epoch_name
+from pipeline.policy.recognisers import Recogniser, plugged
 from pipeline.policy.rules import Consent
 from pipeline.policy.tags import uncovered
 from pipeline.policy.terms import Terms
@@ -212,17 +213,19 @@ def compile_plan(
     *,
     now_us: int | None = None,
     vault: TokenVault | None = None,
+    recognisers: Mapping[str, Recogniser] | None = None,
 ) -> Plan:
     """Type-check the flow of an event (on a border: of the origin's curated event) and make it runnable.
 
     Raises ConfigError when a tag would be left that the destination may not hold, when the transfer's basis
     has ended, when a key of the current epoch (of ``now_us``, microseconds since 1970 UTC) is missing, or
-    when the policy tokenises and there is no ``vault``. Keys of other epochs are asked for when their events
+    when the policy tokenises and there is no ``vault`` or redacts with a recogniser that is not among
+    ``recognisers``. Keys of other epochs are asked for when their events
     come, in the destination's name. A plan does not look at the clock again: who runs one over a border asks
     ``plan.terms.demand_valid`` for every batch.
     """
     now_us = time.time_ns() // 1000 if now_us is None else now_us
     terms.demand_valid(now_us)
-    plan = Plan(check_flow(terms, event), keys, vault)
+    plan = Plan(plugged(check_flow(terms, event), recognisers or {}), keys, vault)
     plan.require_keys(now_us)
     return plan

@@ -226,8 +226,11 @@ class Processor:
             self._reader.seek((claim.raw.topic, number), claim.state.next_offset)
 
     async def _take_over(self, claim: Claim) -> None:
-        """Write the merged state under our own keys, then retire those of former owners."""
-        state = claim.state
+        """Write the merged state under a name of our own, then retire all that was there under others.
+
+        The name is a new one each time: what this claim wrote before the reload is retired like the rest.
+        """
+        state, claim.owner = claim.state, secrets.token_hex(8)
         if not state.old_keys:
             return
         await self._remember(claim, state.seen)

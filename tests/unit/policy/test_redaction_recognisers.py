@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from connectors.presidio import Presidio, PresidioOptions
 from pipeline.errors import ConfigError
-from pipeline.policy import OPERATORS, check_flow
+from pipeline.policy import OPERATORS, check_flow, compile_plan
 from pipeline.policy.plan import Plan
 from pipeline.policy.recognisers import Patterns, asked_for, plugged, redactor
 from pipeline.policy.redaction import Span, find, redact
@@ -108,6 +108,16 @@ def test_a_recogniser_that_is_missing_is_an_error_before_any_batch():
         plugged(flow(("patterns", "names", "stories")), {"names": Salutations()})
     assert "asks for the recogniser stories; there are names, patterns" in str(caught.value)
     assert "eu, small" in str(caught.value)
+
+
+def test_a_plan_is_not_compiled_without_the_recogniser_that_its_pack_asks_for():
+    of = flow()
+    with pytest.raises(ConfigError, match="asks for the recogniser names; there are patterns"):
+        compile_plan(of.terms, of.event, Keys(), now_us=0)
+    plan = compile_plan(of.terms, of.event, Keys(), now_us=0, recognisers={"names": Salutations()})
+    rows = [{"source": "press-1", "event_time": 0, "note": text} for text in TEXTS[:1]]
+    curated = plan.apply(to_batch(of.event.arrow, rows)).batch
+    assert curated.column("note").to_pylist() == ["Frau [person], [email], said so"]
 
 
 def test_without_the_plug_nothing_passes():
