@@ -158,10 +158,11 @@ async def records(bootstrap: str, prefix: str) -> list[tuple[str, bytes]]:
         async with asyncio.timeout(DEADLINE_S):
             while left:
                 for part, messages in (await consumer.getmany(timeout_ms=200)).items():
+                    if messages[-1].offset + 1 >= ends[part]:
+                        left.discard(part)
                     for message in messages:
                         extra = b"".join(name.encode() + value for name, value in message.headers)
                         found.append((part.topic, (message.key or b"") + extra + (message.value or b"")))
-                left -= {part for part in left if await consumer.position(part) >= ends[part]}
     finally:
         await consumer.stop()
     return found
@@ -186,7 +187,7 @@ def values_of(table: pa.Table) -> bytes:
 
 @contextmanager
 def all_logs() -> Iterator[list[str]]:
-    """Everything that is logged at any level by anyone, with tracebacks."""
+    """Everything that we log at any level, and others above their own debugging, with tracebacks."""
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -196,9 +197,14 @@ def all_logs() -> Iterator[list[str]]:
     handler, root = Keep(), logging.getLogger()
     before = root.level
     root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
+    root.setLevel(logging.INFO)
+    ours = [logging.getLogger(name) for name in ("pipeline", "connectors")]
+    for logger in ours:
+        logger.setLevel(logging.DEBUG)
     try:
         yield lines
     finally:
         root.setLevel(before)
+        for logger in ours:
+            logger.setLevel(logging.NOTSET)
         root.removeHandler(handler)

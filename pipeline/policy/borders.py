@@ -82,11 +82,19 @@ def _transfer_faults(
                 *field_rule_faults(part, where, destination),
                 *field_name_faults(part, columns[event], where),
             ]
-            if part.consent and part.consent.purpose not in transfer.purposes:
-                problem = f"purpose {part.consent.purpose!r} is not one the data cross for"
-                found.append(Violation(f"{where}.consent", problem, "name it in the transfer"))
+            if part.consent:
+                found.append(_asked_too_late(f"{where}.consent", part.consent.source))
             yield from (replace(fault, event=event) for fault in found)
     yield from _retention_faults(origin, destination, terms, columns)
+
+
+def _asked_too_late(where: str, source: str) -> Violation:
+    return Violation(
+        where,
+        "people are pseudonyms here, so no one's choice could be found",
+        "ask where they are still known: in the landing of the region that collects",
+        rule=where, source=source,
+    )  # fmt: skip
 
 
 def _denied_faults(

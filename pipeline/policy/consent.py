@@ -1,9 +1,9 @@
 """Consent and objection: may this event, about this person, be processed for this purpose?
 
 Comes in: what people have said, one record per (purpose, subject), and the rows of a batch. Goes out: the
-rows that may not be processed. A subject is known here by its *consent name* alone: a keyed hash for the purpose
-that never rotates, because a choice outlives every pseudonym (GDPR 7(3), 21; CCPA 1798.120; DPDP 6). It is
-made with a key of its own, so it joins with no pseudonym of any epoch.
+rows that may not be processed. A subject is known here by its *consent name* alone: a keyed hash for the
+purpose that never rotates, because a choice outlives every pseudonym (GDPR 7(3), 21; CCPA 1798.120; DPDP 6).
+It is made with a key of its own, so it joins with no pseudonym of any epoch.
 """
 
 from __future__ import annotations

@@ -36,6 +36,13 @@ def pack_faults(pack: Pack, events: Mapping[str, EventType]) -> Iterator[Violati
         faults = [*field_rule_faults(part, where, pack), *_purpose_faults(part, where, pack)]
         if pack.collects:
             faults += part_faults(part, events[name], where)
+        elif part.consent:
+            problem = (
+                "the region collects nothing, and who comes over a border is a pseudonym: no choice is found"
+            )
+            faults.append(
+                Violation(f"{where}.consent", problem, "ask in the landing of the region that collects")
+            )
         yield from (replace(fault, event=name) for fault in faults)
     yield from _retention_faults(pack, events)
     yield from _own_transfer_faults(pack, events)

@@ -1,4 +1,4 @@
-"""policy apply: the plan's own answer from every kind of file, whole files or none, all rows accounted for."""
+"""policy apply: the plan's own answer from every kind of file, whole files or none, every row accounted."""
 
 from __future__ import annotations
 
