@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from connectors.kafka import KafkaReader, KafkaWriter
 from loadtest.latency import measure_latency
+from loadtest.policy import measure_policy
 from pipeline.config import Config, RegionConfig
 from pipeline.demo.fleet import Fleet, FleetSize
 from pipeline.evidence import weigh
@@ -61,7 +62,7 @@ class Figure:
 class Bench:
     """A stack of one region, measured part by part."""
 
-    PARTS = ("spool", "consume", "process", "store", "latency", "forward")
+    PARTS = ("policy", "spool", "consume", "process", "store", "latency", "forward")
 
     def __init__(self, state: Path, events: int, say: Callable[[str], None]) -> None:
         self.events, self.say = events, say
@@ -84,6 +85,10 @@ class Bench:
     def run(self, parts: list[str], seconds: float, rate: float) -> list[Figure]:
         """Measure the parts; "process" needs what "consume" fills, "store" what "process" makes."""
         self.add("processors", os.cpu_count() or 0, platform.machine())
+        if "policy" in parts:
+            self.say("policy: plan and check")
+            for line in measure_policy(self.project, REGION, EVENT, self.events):
+                self.add(*line)
         if "spool" in parts:
             self.measure_spool()
         if {"consume", "process", "store"} & set(parts):

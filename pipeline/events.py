@@ -34,7 +34,7 @@ TAGS: dict[str, str] = {
     "quasi": "identifies together with other fields or other people's books",
     "quasi.crowd": "a trait that at least k people of the released set share",
     "quasi.coarse": "a trait put into few declared groups: only a crowd in each group hides a person",
-    "quasi.noised": "a trait with noise or answered by chance: one value can be denied, many of a subject cannot",
+    "quasi.noised": "a trait with noise or answered by chance: one value is deniable, many of one are not",
     "measurement": "a physical quantity or a count",
     "pseudonym": "a keyed hash of an identifier, or its encryption: still personal data",
     "jurisdiction": "where the event was collected",
