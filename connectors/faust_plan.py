@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from pipeline.codec import Codec
 from pipeline.errors import ConfigError
-from pipeline.policy.intake import Intake, Refusals
+from pipeline.intake import Intake, Refusals
 from pipeline.policy.plan import Plan
 from pipeline.policy.standalone import Standalone
 

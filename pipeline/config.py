@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from pipeline.errors import ConfigError
 from pipeline.key_config import KeysConfig
+from pipeline.mqtt_config import MqttConfig
 
 REGION_NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 
@@ -110,6 +111,7 @@ class EdgeConfig(_Strict):
     drain_events_per_s: Annotated[float, Field(gt=0)] | None = None  # of a backlog, per region
     drain_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, written to the run folder
+    mqtt: MqttConfig | None = None  # a broker whose messages become events
 
     @model_validator(mode="after")
     def _relations(self) -> Self:

@@ -18,6 +18,7 @@ from connectors.kafka import KafkaAdmin, KafkaReader, KafkaWriter, ReaderOptions
 from connectors.kafka_scan import LogScanner
 from pipeline.errors import ConfigError, PipelineError, TransientError
 from pipeline.events import EventType
+from pipeline.intake import Reading
 from pipeline.metrics import BorderMetrics
 from pipeline.policy import curated_subject
 from pipeline.policy.door import demand_landable
@@ -44,10 +45,9 @@ def border_leg(project: Project, origin: str, region: str, event: str) -> Border
             "the policies make another schema than the locked one", operation="policy",
             place=f"{origin} to {region}, {event}", remedy="run `pipeline schema lock`",
         )  # fmt: skip
-    return BorderLeg(
-        arriving, {number: schemas.codec(number) for number in taken}, plan, schemas.codec(locked.id),
-        project.config.limits.record_bytes_max, project.packs.jurisdictions(origin), taken,
-    )  # fmt: skip
+    codecs = {number: schemas.codec(number) for number in taken}
+    reading = Reading(arriving, codecs, project.config.limits.record_bytes_max, carried=taken)
+    return BorderLeg(reading, plan, schemas.codec(locked.id), project.packs.jurisdictions(origin))
 
 
 async def run_border(project: Project, region: str, role: Role, *, origin: str | None = None) -> None:

@@ -15,11 +15,11 @@ from pipeline.checks import Checks
 from pipeline.codec import Codec
 from pipeline.errors import ConfigError
 from pipeline.events import EventType
+from pipeline.intake import Intake, RowChecks
 from pipeline.mapping import Mapping, by_name
 from pipeline.policy import Packs
 from pipeline.policy.borders import landed_event
 from pipeline.policy.derive import curated_subject
-from pipeline.policy.intake import Intake, RowChecks
 from pipeline.policy.offline import ByMapping, ByName, Conform, CuratedChecks, Offline
 from pipeline.policy.packs import Leg
 from pipeline.policy.standalone import Standalone
@@ -39,11 +39,9 @@ def event_of(project: Project, name: str, operation: str) -> EventType:
 def intake(project: Project, region: str, name: str, packs: Packs | None = None) -> Intake:
     """The door of a region's landing for one event; ``packs``: other ones than the project's."""
     packs = packs or project.packs
-    event, limits, schemas = event_of(project, name, "intake"), project.config.limits, project.schemas
-    checks = Checks(event, limits, packs.jurisdictions(region), packs.known)
-    ids = [entry.id for entry in schemas.entries() if schemas.event_of(entry.id) == name]
-    codecs = {schema_id: schemas.codec(schema_id) for schema_id in ids}
-    return Intake(event, codecs, checks, limits.record_bytes_max, schemas.fingerprints(name))
+    event = event_of(project, name, "intake")
+    checks = Checks(event, project.config.limits, packs.jurisdictions(region), packs.known)
+    return Intake(project.reading(name), checks)
 
 
 def curator(project: Project, region: str, name: str) -> tuple[Curator, Codec]:

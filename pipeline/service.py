@@ -30,6 +30,7 @@ from pipeline.checks import Checks
 from pipeline.config import ClusterConfig, Config
 from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool, Summariser
 from pipeline.errors import ConfigError
+from pipeline.intake import Reading
 from pipeline.keyring import Keyring
 from pipeline.metrics import EdgeMetrics, ProcessorMetrics, StoreMetrics, serve
 from pipeline.policy import (
@@ -184,13 +185,15 @@ class Project:
                 "the policy makes another schema than the locked one", operation="policy",
                 place=f"{region}, {event}", remedy="run `pipeline schema lock`",
             )  # fmt: skip
-        ids = [entry.id for entry in self.schemas.entries() if self.schemas.event_of(entry.id) == event]
         checks = Checks(kind, self.config.limits, self.packs.jurisdictions(region), self.packs.known)
+        return LandingLeg(self.reading(event), plan, self.schemas.codec(locked.id), checks, choices=choices)
+
+    def reading(self, event: str) -> Reading:
+        """How raw records of an event are read, of whatever locked version."""
+        ids = [entry.id for entry in self.schemas.entries() if self.schemas.event_of(entry.id) == event]
         codecs = {schema_id: self.schemas.codec(schema_id) for schema_id in ids}
-        return LandingLeg(
-            kind, codecs, plan, self.schemas.codec(locked.id), self.config.limits.record_bytes_max,
-            checks, self.schemas.fingerprints(event), choices=choices,
-        )  # fmt: skip
+        limit, fingerprints = self.config.limits.record_bytes_max, self.schemas.fingerprints(event)
+        return Reading(self.schemas.events[event], codecs, limit, fingerprints)
 
     def inflows(self, region: str) -> tuple[Inflow, ...]:
         """Every leg that ends in the region's store."""

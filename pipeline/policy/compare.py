@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError
+from pipeline.intake import RowChecks
 from pipeline.policy.flow import RAW_POSITION, Decision
-from pipeline.policy.intake import RowChecks
 from pipeline.policy.standalone import Standalone
 from pipeline.policy.typecheck import check_flow
 

@@ -22,9 +22,9 @@ from pipeline.casts import Cast, cast_rows, plain, read_clock
 from pipeline.checks import Findings, leaf_checks
 from pipeline.errors import ConfigError
 from pipeline.events import EventField, EventType
+from pipeline.intake import RowChecks
 from pipeline.mapping import TimeRule
 from pipeline.policy.flow import ORIGIN, RAW_POSITION
-from pipeline.policy.intake import RowChecks
 from pipeline.policy.standalone import Standalone
 from pipeline.reasons import Reason
 from pipeline.replay import Mapper

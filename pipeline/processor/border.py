@@ -11,7 +11,7 @@ quarantined here, counted and named by position, for what follows it must not wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,19 +33,13 @@ class BorderLeg(Leg):
     """One event type on its way from one region into another.
 
     ``jurisdictions``: those of the origin; a row of any other must not leave under its terms.
-    ``taken_over``: per schema id the columns that mean what they mean in the newest version.
     """
 
     jurisdictions: frozenset[str]
-    taken_over: Mapping[int, frozenset[str]]
 
     def permit(self, now_us: int) -> None:
         """Nothing crosses without a basis that holds now."""
         self.plan.terms.demand_valid(now_us)
-
-    def carried(self, batch: pa.RecordBatch, schema_id: int) -> frozenset[str]:
-        """See :func:`acceptable`."""
-        return self.taken_over[schema_id]
 
     def identities(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One line per raw partition, numbered from 1 as sequences are."""

@@ -6,23 +6,20 @@ an edge sends twice is found; a row carries the position of its raw record on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.checks import Checks, Findings
-from pipeline.framing import unframe
 from pipeline.processor.leg import Leg, Records, int64
 
 
 @dataclass(frozen=True)
 class LandingLeg(Leg):
-    """One event type on its way into its region. ``fingerprints``: single-object headers to schema ids."""
+    """One event type on its way into its region."""
 
     checks: Checks
-    fingerprints: Mapping[bytes, int] = field(default_factory=dict)
 
     def identities(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Spool, lane and sequence; spool 0 is no identity."""
@@ -46,7 +43,3 @@ class LandingLeg(Leg):
         unnamed[identified] = False
         refused = [np.arange(first, end) for first, end, _ in records.refused]
         return np.sort(np.concatenate([records.offsets[unnamed], *refused]))
-
-    def unframe(self, values: pa.BinaryArray) -> tuple[np.ndarray, pa.BinaryArray]:
-        """Confluent frames and Avro's single-object encoding."""
-        return unframe(values, self.fingerprints)

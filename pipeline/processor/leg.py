@@ -12,23 +12,21 @@ record's identity is, what makes it plausible, and which position its row carrie
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.batches import FILTERED, QUARANTINED, REPEAT, Outcomes, Run
 from pipeline.checks import Findings
 from pipeline.codec import Codec
-from pipeline.framing import unframe
+from pipeline.intake import Reading
 from pipeline.policy import Plan
 from pipeline.policy.crowd import SUPPRESSED
 from pipeline.policy.plan import Choices
 from pipeline.processor.repeats import Seen, find_repeats
-from pipeline.reasons import Reason
 from pipeline.schemas import EventType
 
 
@@ -75,17 +73,19 @@ class Landed:
 class Leg(ABC):
     """All that one event type needs on its way from one topic to another.
 
-    ``event``: what comes in, at its newest version. ``codecs``: the schema ids that count as this event,
-    newest one included; records of an older version are brought to it. ``curated``: what goes out.
-    ``choices``: what people have said, where the plan asks for consent.
+    ``reading``: what comes in. ``curated``: what goes out. ``choices``: what people have said, where the plan
+    asks for consent.
     """
 
-    event: EventType
-    codecs: Mapping[int, Codec]
+    reading: Reading
     plan: Plan
     curated: Codec
-    record_bytes_max: int
     choices: Choices | None = field(default=None, kw_only=True)
+
+    @property
+    def event(self) -> EventType:
+        """What comes in, at its newest version."""
+        return self.reading.event
 
     @abstractmethod
     def identities(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,14 +111,6 @@ class Leg(ABC):
     def permit(self, now_us: int) -> None:  # noqa: B027 - most legs may always
         """Called before each batch: raises ConfigError when nothing may pass now."""
 
-    def unframe(self, values: pa.BinaryArray) -> tuple[np.ndarray, pa.BinaryArray]:
-        """Schema ids (-1: no frame) and bodies."""
-        return unframe(values)
-
-    def carried(self, batch: pa.RecordBatch, schema_id: int) -> frozenset[str]:
-        """Columns of an older version that mean the same in the newest; the others become null."""
-        return frozenset(batch.schema.names)
-
     # --- one batch ---------------------------------------------------------------------------------------
 
     def process(self, records: Records, seen: Seen, decided: Decided, now_us: int) -> Landed:
@@ -126,7 +118,10 @@ class Leg(ABC):
         outcomes = Outcomes(records.offsets, records.refused)
         if records.first_offset < decided.end:
             outcomes.decide(decided.end, decided.runs)
-        batch, rows = self._decode(records, outcomes)
+        taken = self.reading.read(records.values)
+        for (unreadable, _), found in taken.refused.items():
+            outcomes.mark(found, QUARANTINED, unreadable)
+        batch, rows = taken.batch, taken.rows
         line, part, number = self.identities(batch)
         repeats, updates = find_repeats(line, part, number, seen)
         foreign = self.foreign(records, rows[line != 0])
@@ -148,56 +143,6 @@ class Leg(ABC):
         return Landed(
             records.first_offset, records.next_offset, outcomes, curated, received, updates, foreign, faulty
         )
-
-    def _decode(self, records: Records, outcomes: Outcomes) -> tuple[pa.RecordBatch, np.ndarray]:
-        """The readable rows as one batch of the newest schema, and their rows in ``records``."""
-        values = records.values
-        sizes = pc.binary_length(values.fill_null(b"") if values.null_count else values)
-        sizes = sizes.to_numpy(zero_copy_only=False)
-        rows = np.arange(len(values))
-        if len(sizes) and sizes.max() > self.record_bytes_max:
-            outcomes.mark(rows[sizes > self.record_bytes_max], QUARANTINED, Reason.OVERSIZE)
-            rows = rows[sizes <= self.record_bytes_max]
-            values = values.take(pa.array(rows))
-        ids, bodies = self.unframe(values)
-        parts = []
-        for schema_id in np.unique(ids).tolist():
-            codec = self.codecs.get(schema_id)
-            chosen = np.flatnonzero(ids == schema_id)
-            if codec is None:
-                reason = Reason.FRAMING if schema_id < 0 else Reason.UNKNOWN_SCHEMA
-                outcomes.mark(rows[chosen], QUARANTINED, reason)
-                continue
-            whole = len(chosen) == len(rows)
-            batch, good, bad = codec.decode(bodies if whole else bodies.take(pa.array(chosen)))
-            for index, bad_reason in bad.items():
-                outcomes.mark(rows[chosen[[index]]], QUARANTINED, bad_reason)
-            parts.append((self._newest(batch, schema_id), rows[chosen[good]]))
-        return self._joined(parts)
-
-    def _newest(self, batch: pa.RecordBatch, schema_id: int) -> pa.RecordBatch:
-        """The batch with the newest version's columns: missing nullable ones are null."""
-        if schema_id == self.event.schema_id:
-            return batch
-        carried = self.carried(batch, schema_id)
-        columns = [
-            batch.column(column.name).cast(column.type)
-            if column.name in carried
-            else pa.nulls(len(batch), column.type)
-            for column in self.event.arrow
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.event.arrow)
-
-    def _joined(self, parts: list[tuple[pa.RecordBatch, np.ndarray]]) -> tuple[pa.RecordBatch, np.ndarray]:
-        """Parts of several schema versions as one batch, in log order again."""
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
-            return _empty(self.event.arrow), np.empty(0, dtype=np.int64)
-        rows = np.concatenate([part[1] for part in parts])
-        order = np.argsort(rows)
-        batch = pa.concat_batches([part[0] for part in parts]).take(pa.array(order))
-        return batch, rows[order]
 
     def _check(
         self, batch: pa.RecordBatch, rows: np.ndarray, outcomes: Outcomes, moment: tuple[int, int]
@@ -221,7 +166,3 @@ def _open(batch: pa.RecordBatch, rows: np.ndarray, outcomes: Outcomes) -> tuple[
 def int64(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """A column of numbers or times (then µs) without nulls."""
     return batch.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False)
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], column.type) for column in schema], schema=schema)

@@ -1,9 +1,9 @@
-"""The door before a plan: framed records in, rows that a plan may be applied to out.
+"""The door of every leg: framed records in, rows of one event's newest shape out.
 
 Comes in: values as they stand in a raw or curated topic, of any locked version of one event. Goes out: one
-batch in the event's newest shape with the row number of each, and why every other record is no such row. It
-asks what the processor asks ("readable? plausible?") for those that read a topic without being a processor:
-a user's stream, a comparison of two packs. Invariant: every record is a row or refused, never both, never
+batch with the row number of each record, and why every other record is no such row. :class:`Reading` asks
+"readable?"; :class:`Intake` also asks "plausible?", for those that apply a plan without being a processor: a
+user's stream, a comparison of two packs. Invariant: every record is a row or refused, never both, never
 neither; reasons name checks and fields.
 """
 
@@ -36,8 +36,8 @@ class RowChecks(Protocol):
 
 @dataclass(frozen=True)
 class Taken:
-    """``batch``: rows fit for a plan. ``rows``: their numbers among the records, ascending. ``refused``: the
-    other records."""
+    """``batch``: rows in the newest shape. ``rows``: their numbers among the records, ascending. ``refused``:
+    the other records."""
 
     batch: pa.RecordBatch
     rows: np.ndarray
@@ -45,35 +45,30 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Intake:
-    """One event's way from bytes to checked rows; holds no state between calls.
+class Reading:
+    """One event's way from bytes to rows; holds no state between calls.
 
-    ``codecs``: schema ids that count as this event. Older versions are brought to the newest, with nulls for
-    what they lack.
+    ``event``: at its newest version. ``codecs``: schema ids that count as it, newest one included.
+    ``fingerprints``: single-object headers to schema ids. ``carried``: per id of an older version the columns
+    that mean the same in the newest; without an entry, all that have the same name. The others become null.
     """
 
     event: EventType
     codecs: Mapping[int, Codec]
-    checks: RowChecks
     record_bytes_max: int
     fingerprints: Mapping[bytes, int] = field(default_factory=dict)
+    carried: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
-    def take(self, values: pa.BinaryArray, now_us: int) -> Taken:
-        """Decode and check; ``now_us``: microseconds since 1970 UTC, for the checks of time."""
+    def read(self, values: pa.BinaryArray) -> Taken:
+        """Decode, whatever the records are."""
         refused: Refusals = {}
         rows = np.arange(len(values))
         values = values.fill_null(b"") if values.null_count else values
         sizes = pc.binary_length(values).to_numpy(zero_copy_only=False)
         if len(sizes) and sizes.max() > self.record_bytes_max:
-            refused[Reason.OVERSIZE, ""] = rows[sizes > self.record_bytes_max]
+            _refuse(refused, Reason.OVERSIZE, rows[sizes > self.record_bytes_max])
             rows = rows[sizes <= self.record_bytes_max]
             values = values.take(pa.array(rows))
-        batch, rows = self._decode(values, rows, refused)
-        return self._checked(batch, rows, refused, now_us)
-
-    def _decode(
-        self, values: pa.BinaryArray, rows: np.ndarray, refused: Refusals
-    ) -> tuple[pa.RecordBatch, np.ndarray]:
         ids, bodies = unframe(values, self.fingerprints)
         parts: list[tuple[pa.RecordBatch, np.ndarray]] = []
         for schema_id in np.unique(ids).tolist():
@@ -82,33 +77,48 @@ class Intake:
             if codec is None:
                 _refuse(refused, Reason.FRAMING if schema_id < 0 else Reason.UNKNOWN_SCHEMA, rows[chosen])
                 continue
-            batch, good, bad = codec.decode(bodies.take(pa.array(chosen)))
+            whole = len(chosen) == len(rows)
+            batch, good, bad = codec.decode(bodies if whole else bodies.take(pa.array(chosen)))
             for reason in set(bad.values()):
                 _refuse(refused, reason, rows[chosen[[row for row, why in bad.items() if why == reason]]])
-            parts.append((newest(batch, self.event.arrow), rows[chosen[good]]))
-        return _joined(parts, self.event.arrow)
+            parts.append((self._newest(batch, schema_id), rows[chosen[good]]))
+        return Taken(*_joined(parts, self.event.arrow), refused)
 
-    def _checked(self, batch: pa.RecordBatch, rows: np.ndarray, refused: Refusals, now_us: int) -> Taken:
-        findings = self.checks.run(batch, now_us)
+    def _newest(self, batch: pa.RecordBatch, schema_id: int) -> pa.RecordBatch:
+        if schema_id == self.event.schema_id:
+            return batch
+        carried = self.carried.get(schema_id, frozenset(batch.schema.names))
+        columns = [
+            batch.column(column.name).cast(column.type)
+            if column.name in carried
+            else pa.nulls(len(batch), column.type)
+            for column in self.event.arrow
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.event.arrow)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Readable and plausible: rows that a plan may be applied to."""
+
+    reading: Reading
+    checks: RowChecks
+
+    @property
+    def event(self) -> EventType:
+        """At its newest version."""
+        return self.reading.event
+
+    def take(self, values: pa.BinaryArray, now_us: int) -> Taken:
+        """Decode and check; ``now_us``: microseconds since 1970 UTC, for the checks of time."""
+        taken = self.reading.read(values)
+        findings = self.checks.run(taken.batch, now_us)
         if findings.all_good:
-            return Taken(batch, rows, refused)
+            return taken
         for (reason, name), failed in findings.failed().items():
-            _refuse(refused, reason, rows[failed], name)
+            _refuse(taken.refused, reason, taken.rows[failed], name)
         good = findings.good()
-        return Taken(batch.take(pa.array(good)), rows[good], refused)
-
-
-def newest(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch of an older version with the newest one's columns; nullable ones that it lacks are null."""
-    if batch.schema.equals(schema):
-        return batch
-    columns = [
-        batch.column(column.name).cast(column.type)
-        if column.name in batch.schema.names
-        else pa.nulls(len(batch), column.type)
-        for column in schema
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+        return Taken(taken.batch.take(pa.array(good)), taken.rows[good], taken.refused)
 
 
 def _refuse(refused: Refusals, reason: str, rows: np.ndarray, field: str = "") -> None:
