@@ -56,16 +56,26 @@ def parse(content_type: str, headers: Iterable[tuple[str, str]], body: bytes) ->
     """The events of one request. Raises Unsupported for another content type, RecordError for a bad event."""
     media = _media_type(content_type)
     if media == STRUCTURED:
-        return [_structured(_json(body))]
+        return [_structured(decode_json(body))]
     if media == BATCH:
-        events = _json(body)
+        events = decode_json(body)
         if not isinstance(events, list):
             _refuse("", Reason.TYPE, "expected a JSON array of events")
         return [_of_batch(index, event) for index, event in enumerate(events)]
     attributes = _attributes(headers)
     if not attributes or not _is_json(media):
         raise Unsupported
-    return [_event(attributes, _json(body))]
+    return [_event(attributes, decode_json(body))]
+
+
+def parse_attributes(content_type: str, attributes: Mapping[str, str], body: bytes) -> Incoming:
+    """The event of binary mode whose attributes the transport carries by name, as MQTT 5 does.
+
+    Raises Unsupported when the data is not JSON, RecordError for a bad event.
+    """
+    if not _is_json(_media_type(content_type)):
+        raise Unsupported
+    return _event(attributes, decode_json(body))
 
 
 def _of_batch(index: int, event: Any) -> Incoming:
@@ -96,11 +106,11 @@ def _event(attributes: Mapping[str, Any], data: Any) -> Incoming:
             _refuse(name, Reason.FIELD_MISSING, "expected a string that is not empty")
     if not isinstance(data, dict):
         _refuse("data", Reason.TYPE, "expected a JSON object of the event's fields")
-    moment = _moment(attributes.get("time"))
+    moment = moment_us(attributes.get("time"))
     return Incoming(attributes["type"], attributes["source"], moment, attributes.get("jurisdiction"), data)
 
 
-def _moment(value: Any) -> int:
+def moment_us(value: Any) -> int:
     """RFC 3339 with an offset as µs since the epoch; finer digits are cut."""
     if value is None:
         _refuse("time", Reason.FIELD_MISSING, "expected when it happened, RFC 3339 with an offset")
@@ -129,7 +139,8 @@ def _attributes(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _json(body: bytes) -> Any:
+def decode_json(body: bytes) -> Any:
+    """JSON in UTF-8, without NaN and Infinity. RecordError otherwise."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):

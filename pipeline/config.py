@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from pipeline.errors import ConfigError
 from pipeline.key_config import KeysConfig
+from pipeline.listen_config import ListenConfig, SenderClass, demand_guarded
 from pipeline.mqtt_config import MqttConfig
 
 REGION_NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
@@ -111,6 +112,10 @@ class EdgeConfig(_Strict):
     drain_events_per_s: Annotated[float, Field(gt=0)] | None = None  # of a backlog, per region
     drain_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 0  # 0: a free one, written to the run folder
+    grpc: bool = True  # the gRPC door; without it an agent is smaller
+    grpc_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    listen: ListenConfig = ListenConfig()
+    senders: dict[str, SenderClass] = {}  # who may send; empty: whoever is on this machine
     mqtt: MqttConfig | None = None  # a broker whose messages become events
 
     @model_validator(mode="after")
@@ -125,9 +130,13 @@ class EdgeConfig(_Strict):
         unknown = sorted(set(self.classes) - set(self.lanes) - set(LANE_CLASSES))
         if unknown:
             raise ValueError(f"classes names lanes that do not exist: {', '.join(unknown)}")
+        unknown = sorted((self.mqtt.lanes if self.mqtt else set()) - set(self.lanes))
+        if unknown:
+            raise ValueError(f"mqtt.routes name lanes that do not exist: {', '.join(unknown)}")
         shares = sum(self.lane_class(name).share for name in self.lanes)
         if shares > 1 + 1e-9:
             raise ValueError(f"the lanes' shares must not add up to more than 1, got {shares:g}")
+        demand_guarded(self.listen, self.senders)
         return self
 
     def lane_class(self, name: str) -> LaneClass:

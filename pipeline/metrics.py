@@ -90,6 +90,10 @@ class EdgeMetrics:
         self._commit = BatchHistogram(
             registry, "pipeline_edge_commit_seconds", "Time of one durable group commit.", []
         )
+        self._refused = Counter(
+            "pipeline_edge_refused_senders", "Requests of senders that may not: credentials, event, source, "
+            "jurisdiction.", ["reason"], registry=registry,
+        )  # fmt: skip
 
     def accepted(self, event: str, region: str, count: int) -> None:
         """``count`` events are durable and acknowledged."""
@@ -102,6 +106,10 @@ class EdgeMetrics:
     def minimised(self, event: str, region: str, rule: str, count: int) -> None:
         """``count`` events were not taken; ``rule`` is a filter's name."""
         self._minimised.labels(region, event, rule).inc(count)
+
+    def refused_sender(self, reason: str) -> None:
+        """A sender was refused; ``reason``: credentials, event, source or jurisdiction."""
+        self._refused.labels(reason).inc()
 
     def forwarded(self, event: str, region: str, count: int) -> None:
         """The broker acknowledged ``count`` events."""
@@ -120,6 +128,71 @@ class EdgeMetrics:
     def committed(self, seconds: float) -> None:
         """One group commit took this long."""
         self._commit.observe((), np.array([seconds]))
+
+
+class MqttMetrics:
+    """What the MQTT bridge counts. ``route`` is the configured topic filter, never a topic."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._connected = Gauge(
+            "pipeline_mqtt_connected", "1 while subscribed at the broker.", registry=registry
+        )
+        self._connects = Counter(
+            "pipeline_mqtt_connects", "Attempts to connect, by outcome.", ["outcome"], registry=registry
+        )
+        self._in_flight = Gauge(
+            "pipeline_mqtt_in_flight_messages", "Messages taken and not yet settled.", registry=registry
+        )
+        self._taken = Counter(
+            "pipeline_mqtt_taken_messages", "Messages whose events are durable.", ["route"], registry=registry
+        )
+        self._rejected = Counter(
+            "pipeline_mqtt_rejected_messages", "Messages refused, with nothing (of a group) taken.",
+            ["route", "reason"], registry=registry,
+        )  # fmt: skip
+        self._retries = Counter(
+            "pipeline_mqtt_retries", "Submissions that the spool could not take at once.", registry=registry
+        )
+        self._sparkplug = Counter(
+            "pipeline_sparkplug_notices",
+            "gap, repeat, rebirth_request, birth, death, stale_death; metrics: historical.",
+            ["route", "kind"], registry=registry,
+        )  # fmt: skip
+        self._nodes = Gauge(
+            "pipeline_sparkplug_online_nodes", "Edge nodes with a valid birth.", ["route"], registry=registry
+        )
+
+    def connection(self, up: bool) -> None:
+        """Subscribed, or not any more."""
+        self._connected.set(int(up))
+
+    def connect(self, outcome: str) -> None:
+        """An attempt ended: ``subscribed``, ``refused`` or ``failed``."""
+        self._connects.labels(outcome).inc()
+
+    def in_flight(self, messages: int) -> None:
+        """So many are in hand now."""
+        self._in_flight.set(messages)
+
+    def taken(self, route: str) -> None:
+        """One message is durable."""
+        self._taken.labels(route).inc()
+
+    def rejected(self, route: str, reason: str) -> None:
+        """One message was refused."""
+        self._rejected.labels(route, reason).inc()
+
+    def retried(self) -> None:
+        """The spool was full or failing; the message waits, unacknowledged."""
+        self._retries.inc()
+
+    def sparkplug(self, route: str, kind: str, count: int = 1) -> None:
+        """Something that a host of Sparkplug has to know."""
+        self._sparkplug.labels(route, kind).inc(count)
+
+    def nodes(self, route: str, online: int) -> None:
+        """Edge nodes online now."""
+        self._nodes.labels(route).set(online)
 
 
 class ProcessorMetrics:
