@@ -7,6 +7,7 @@ Each role makes its own object on a registry of its own and serves it at ``/metr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -18,6 +19,7 @@ from prometheus_client.registry import Collector
 
 disable_created_metrics()  # a second series per counter that says nothing a scrape does not
 
+BASIS_WARNING_DAYS = 90  # before a transfer's basis ends: time to find another one
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 
 
@@ -273,11 +275,18 @@ class BorderMetrics(ProcessorMetrics):
             "Unix time at which the basis of the transfer ends; infinite: it has no end.",
             ["from", "to"], registry=registry,
         )  # fmt: skip
+        self._ends_soon = Gauge(
+            "pipeline_transfer_basis_ends_soon",
+            f"1 in the last {BASIS_WARNING_DAYS} days of a transfer's basis and after it, else 0.",
+            ["from", "to"], registry=registry,
+        )  # fmt: skip
 
     def of(self, origin: str, basis: str, valid_until_us: int | None) -> BorderMetrics:
         """The same series for one origin; ``valid_until_us``: end of the basis, None for never."""
         until_s = float("inf") if valid_until_us is None else valid_until_us / 1e6
         self._valid.labels(origin, self._region).set(until_s)
+        warn_s = until_s - BASIS_WARNING_DAYS * 86_400
+        self._ends_soon.labels(origin, self._region).set_function(lambda: float(time.time() >= warn_s))
         one = copy(self)
         one._origin, one._basis = origin, basis
         return one
