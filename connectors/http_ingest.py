@@ -1,11 +1,12 @@
-"""The edge agent's HTTP door: CloudEvents in, receipts out, on loopback.
+"""The edge agent's HTTP door: CloudEvents in, receipts out.
 
 Comes in: ``POST /v1/events`` in binary, structured or batch mode (one event type per batch). Goes out: 202
 with ``{spool, lane, first_sequence, count}`` after the durable commit. Everything else is an error as JSON
 ``{field, reason, message}``, without values: 400 bad event, 413 too large, 415 content type, 429 queue full
-(with Retry-After), 503 disk. ``GET /metrics`` and ``/healthz`` beside it.
-Invariants: body, time and requests under way are bounded; after 202 the events are on disk. A producer that
-gets no answer does not know the outcome: sending again can make the event twice.
+(with Retry-After), 503 disk; 401 unknown credentials, 403 not for this sender. ``GET /metrics`` and
+``/healthz`` beside it.
+Invariants: connections, headers, body, time and requests under way are bounded; after 202 the events are on
+disk. A producer that gets no answer does not know the outcome: sending again can make the event twice.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from connectors.cloudevents import Incoming, Unsupported, is_batch, parse
+from connectors.doorway import Doorway
+from connectors.tls import names_of, server_context
 from pipeline.edge import Receipt
+from pipeline.edge.senders import CREDENTIALS, SENDER, Peer, Permission, Senders
 from pipeline.errors import ConfigError, PipelineError, RecordError, TransientError
+from pipeline.listen_config import ListenConfig
 from pipeline.reasons import Reason
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 4 << 20
 BODY_S = 10.0  # for the whole body to arrive
+KEEPALIVE_S = 15.0  # for a request's whole header, from the connection or the last answer on
+HEADER_BYTES_MAX = 8190  # of one field
+HEADERS_MAX = 64
 COMMIT_S = 60.0
 STOP_S = 5.0
 REQUESTS_MAX = 256  # under way at once; times BODY_BYTES_MAX bounds what bodies hold
@@ -57,46 +65,58 @@ class HttpIngest:
     """The server; ``port`` 0 takes a free one, known after :meth:`start`."""
 
     def __init__(
-        self, client: Emitter, registry: CollectorRegistry, port: int = 0, host: str = "127.0.0.1"
-    ) -> None:
-        self._client, self._registry = client, registry
-        self._host, self.port = host, port
+        self, client: Emitter, registry: CollectorRegistry, port: int = 0,
+        listen: ListenConfig | None = None, senders: Senders | None = None,
+    ) -> None:  # fmt: skip
+        self._client, self._registry, self.port = client, registry, port
+        self._listen, self._senders = listen or ListenConfig(), senders or Senders()
         self._under_way = 0
         self._runner: web.AppRunner | None = None
+        self._doorway: Doorway | None = None
 
     async def start(self) -> None:
-        """Listen. ConfigError when the port is taken."""
-        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._only_from_here])
+        """Listen. ConfigError when the port is taken or the TLS files are unfit."""
+        tls = server_context(self._listen)
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._guarded])
         app.router.add_post("/v1/events", self._events)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_S)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=STOP_S, keepalive_timeout=KEEPALIVE_S,
+            max_headers=HEADERS_MAX, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX,
+        )  # fmt: skip
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self.port)
+        server = self._runner.server
+        assert server is not None
+        self._doorway = Doorway(server, lambda: len(server.connections), self._listen.connections_max, tls)
         try:
-            await site.start()
+            self.port = await self._doorway.start(self._listen.host, self.port)
         except OSError as error:
             await self.stop()
             raise ConfigError(
-                f"cannot listen: {error.strerror}", operation="http", place=f"{self._host}:{self.port}",
-                remedy="choose another http_port, or 0",
+                f"cannot listen: {error.strerror}", operation="http",
+                place=f"{self._listen.host}:{self.port}", remedy="choose another http_port, or 0",
             ) from error  # fmt: skip
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Take no more requests; those under way get their answers."""
+        if self._doorway is not None:
+            await self._doorway.stop()
+            self._doorway = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
     @web.middleware
-    async def _only_from_here(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """A web page that names loopback as its own host must not reach the door (DNS rebinding)."""
+    async def _guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """A web page that names loopback as its own host must not reach an open door (DNS rebinding)."""
         name = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-        if name not in (*_LOOPBACK, self._host):
+        if self._senders.open and name not in (*_LOOPBACK, self._listen.host):
             return _error(403, "", "host", "the Host header names another machine")
         try:
             return await handler(request)
+        except RecordError as error:
+            return _refused(error)
         except web.HTTPRequestEntityTooLarge:
             return _too_large()
         except web.HTTPException as error:
@@ -112,6 +132,7 @@ class HttpIngest:
             self._under_way -= 1
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
+        permission = self._permission(request)  # before the body: who may not send does not upload either
         if request.content_length is not None and request.content_length > BODY_BYTES_MAX:
             return _too_large()
         try:
@@ -121,20 +142,26 @@ class HttpIngest:
             return _error(408, "", "timeout", f"the body did not arrive within {BODY_S:g} s")
         try:
             if len(body) >= _THREAD_FROM_BYTES:
-                future = await asyncio.to_thread(self._submit, request, body)
+                future = await asyncio.to_thread(self._submit, request, body, permission)
             else:
-                future = self._submit(request, body)
+                future = self._submit(request, body, permission)
         except Unsupported:
             return _error(415, "content-type", "content_type", "expected a CloudEvent as JSON")
-        except RecordError as error:
-            return _refused(error)
         except TransientError as error:
             return _busy(429, error.problem)
         return await self._answer(future)
 
-    def _submit(self, request: web.Request, body: bytes) -> Future[Receipt]:
+    def _permission(self, request: web.Request) -> Permission:
+        """What the sender of a request may emit. RecordError when it is nobody we know."""
+        transport = request.transport
+        certificate = transport.get_extra_info("peercert") if transport is not None else None
+        return self._senders.permission(Peer.of(request.headers.get("Authorization"), names_of(certificate)))
+
+    def _submit(self, request: web.Request, body: bytes, permission: Permission) -> Future[Receipt]:
         content_type = request.headers.get("Content-Type", "")
         events = parse(content_type, request.headers.items(), body)
+        for one in events:
+            permission.demand(one.event, (one.source,), (one.jurisdiction,))
         if is_batch(content_type):
             return self._submit_batch(events)
         (one,) = events
@@ -157,10 +184,10 @@ class HttpIngest:
         try:
             async with asyncio.timeout(COMMIT_S):
                 receipt = await asyncio.wrap_future(future)
-        except RecordError as error:
-            return _refused(error)
         except TimeoutError:
             return _busy(503, f"not durable within {COMMIT_S:g} s; the outcome is unknown")
+        except RecordError:
+            raise
         except PipelineError as error:
             log.warning("http: %s", error)
             return _busy(503, error.problem)
@@ -172,16 +199,24 @@ class HttpIngest:
             answer["filtered"] = receipt.filtered
         return web.json_response(answer, status=202)
 
-    async def _metrics(self, _: web.Request) -> web.StreamResponse:
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        """For whoever is on this machine; where others reach the door, for those who may send."""
+        if not self._listen.is_local:
+            self._permission(request)
         page = generate_latest(self._registry)
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
-        return web.json_response({"status": "ok"})
+        open_to = "everybody on this machine" if self._senders.open else "the configured senders"
+        return web.json_response({"status": "ok", "open_to": open_to})
 
 
 def _refused(error: RecordError) -> web.StreamResponse:
-    status = 413 if error.reason == Reason.OVERSIZE else 400
+    if error.reason == SENDER and error.field == CREDENTIALS:
+        response = _error(401, error.field, SENDER, str(error))
+        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 6750, 3
+        return response
+    status = {Reason.OVERSIZE: 413, SENDER: 403}.get(error.reason, 400)
     return _error(status, error.field, str(error.reason), str(error))
 
 

@@ -26,9 +26,11 @@ from loadtest.latency import measure_latency
 from loadtest.policy import measure_policy
 from pipeline.config import Config, RegionConfig
 from pipeline.demo.fleet import Fleet, FleetSize
+from pipeline.edge_service import forwarder, open_edge
 from pipeline.evidence import weigh
 from pipeline.local import specs, stack
-from pipeline.service import Project, forwarder, open_edge, started
+from pipeline.role import started
+from pipeline.service import Project
 
 REGION, EVENT = "eu", "vehicle_telemetry"
 CHUNK = 50_000

@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from rich.progress import Progress
 
 from pipeline.edge import EdgeClient, Spool, read_ledger
+from pipeline.edge_service import forwarder, open_edge
 from pipeline.errors import TransientError
-from pipeline.service import Project, forwarder, open_edge
+from pipeline.installation import Installation
 
 STALL_S = 60.0  # without any progress for so long, the command gives up waiting (the spool keeps the events)
 
 
 @contextmanager
-def drained_edge(project: Project, name: str, bar: Progress | None = None) -> Iterator[EdgeClient]:
+def drained_edge(project: Installation, name: str, bar: Progress | None = None) -> Iterator[EdgeClient]:
     """A client whose events are all acknowledged by the broker when the block ends.
 
     Raises ConfigError while another process uses the spool, TransientError when the broker stays away.
@@ -33,7 +34,7 @@ def drained_edge(project: Project, name: str, bar: Progress | None = None) -> It
 
 
 @contextmanager
-def _forwarding(project: Project, name: str, spool: Spool) -> Iterator[None]:
+def _forwarding(project: Installation, name: str, spool: Spool) -> Iterator[None]:
     """A forwarder on a loop of its own, in a thread, so that producers may block."""
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()

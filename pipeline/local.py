@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.service import Project
+from pipeline.installation import Installation
 from pipeline.stack import ProcessSpec, Progress, Stack, StackOptions, Started
+
+if TYPE_CHECKING:
+    from pipeline.service import Project
 
 ROLES = ("process", "border", "store", "edge")
 # The higher stops first: each drains what the one before sent.
@@ -24,7 +28,7 @@ def role_name(role: str, region: str) -> str:
     return f"{role}-{region}"
 
 
-def ready_file(project: Project, role: str, region: str) -> Path:
+def ready_file(project: Installation, role: str, region: str) -> Path:
     """Where a role announces that it works."""
     return project.config.run_path().resolve() / f"{role_name(role, region)}.ready"
 

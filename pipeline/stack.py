@@ -85,10 +85,10 @@ class StackOptions:
     detached: bool = True
 
 
-def announce_ready(path: Path, port: int = 0) -> None:
-    """Called by a process of the stack once it works: its ready file appears, with the port it serves."""
+def announce_ready(path: Path, port: int = 0, more_ports: Mapping[str, int] | None = None) -> None:
+    """Called by a process of the stack once it works: its ready file appears, with the ports it serves."""
     fresh = path.with_name(f".{path.name}")
-    fresh.write_text(json.dumps({"port": port}) + "\n", encoding="utf-8")
+    fresh.write_text(json.dumps({"port": port, **(more_ports or {})}) + "\n", encoding="utf-8")
     fresh.replace(path)
 
 

@@ -47,6 +47,9 @@ VENDORS = {
 # Outermost ring: they join stages to adapters. Everything else in pipeline/ must not know a connector.
 OUTER = {
     "service",
+    "edge_service",
+    "installation",
+    "role",
     "consents",
     "crossing",
     "keyring",

@@ -60,16 +60,18 @@ class EmitResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("spool", "lane", "first_sequence", "count")
+    __slots__ = ("spool", "lane", "first_sequence", "count", "filtered")
     SPOOL_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    FILTERED_FIELD_NUMBER: _ClassVar[int]
     spool: int
     lane: int
     first_sequence: int
     count: int
-    def __init__(self, spool: _Optional[int] = ..., lane: _Optional[int] = ..., first_sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+    filtered: int
+    def __init__(self, spool: _Optional[int] = ..., lane: _Optional[int] = ..., first_sequence: _Optional[int] = ..., count: _Optional[int] = ..., filtered: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("field", "reason", "message", "retry")

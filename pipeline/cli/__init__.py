@@ -9,17 +9,52 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from pipeline.cli import consents, data, keys, local, policies, roles
+from pipeline.cli import edge
 from pipeline.cli.output import Session
 from pipeline.config import load_config
 from pipeline.errors import BasisEnded, ConfigError, PipelineError
 
+
+class Commands(TyperGroup):
+    """The commands, those of other roles than the edge loaded when one of them is asked for."""
+
+    _complete = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, those of the edge last."""
+        self._complete_now()
+        return sorted(super().list_commands(ctx), key=lambda name: name == "edge")
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, None when there is none of that name."""
+        if cmd_name not in self.commands:
+            self._complete_now()
+        return super().get_command(ctx, cmd_name)
+
+    def _complete_now(self) -> None:
+        if not self._complete:
+            self._complete = True
+            others = typer.main.get_group(_others())
+            self.commands = {**others.commands, **self.commands}
+
+
+def _others() -> typer.Typer:
+    """Everything that an edge agent has no memory for."""
+    from pipeline.cli import consents, data, keys, local, policies, roles
+
+    others = typer.Typer()
+    for module in (local, roles, data, policies, keys, consents):
+        module.add_to(others)
+    return others
+
+
 app = typer.Typer(
-    name="pipeline", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="pipeline", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Edge events through Kafka into regional stores, each jurisdiction's policy checked like a type.",
 )  # fmt: skip
 
@@ -49,12 +84,7 @@ def common(
     context.obj = Session(loaded, config, json)
 
 
-local.add_to(app)
-roles.add_to(app)
-data.add_to(app)
-policies.add_to(app)
-keys.add_to(app)
-consents.add_to(app)
+edge.add_to(app)
 
 
 def main() -> NoReturn:

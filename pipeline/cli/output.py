@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Config
-from pipeline.service import Project
+
+if TYPE_CHECKING:
+    from pipeline.service import Project
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Session:
     @cached_property
     def project(self) -> Project:
         """Schemas and packs, loaded when first needed."""
+        from pipeline.service import Project  # an edge agent does without
+
         return Project.open(self.config)
 
     @cached_property

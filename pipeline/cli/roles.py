@@ -1,4 +1,4 @@
-"""Commands that are one role in the foreground: what production runs."""
+"""Commands that are one role in the foreground: what production runs. The edge has a module of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import typer
 from pipeline.cli.output import session
 from pipeline.crossing import run_border
 from pipeline.local import ready_file, role_name
-from pipeline.service import Role, Runner, run_edge, run_processor, run_store
+from pipeline.role import Role
+from pipeline.service import Runner, run_processor, run_store
 
 Region = Annotated[str, typer.Option(help="the region this process works for")]
 MetricsPort = Annotated[int, typer.Option(min=0, max=65_535, help="port of /metrics; 0: a free one")]
@@ -21,7 +22,6 @@ MetricsPort = Annotated[int, typer.Option(min=0, max=65_535, help="port of /metr
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command("edge")(command_edge)
     app.command("process")(command_process)
     app.command("border")(command_border)
     app.command("store")(command_store)
@@ -47,11 +47,6 @@ def command_border(
 def command_store(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:
     """Run the store writer of a region: curated topics into its DuckLake."""
     _run(context, "store", region, metrics_port, run_store)
-
-
-def command_edge(context: typer.Context, region: Region, metrics_port: MetricsPort = 0) -> None:
-    """Run an edge agent: take events on loopback HTTP, keep them safe, forward them."""
-    _run(context, "edge", region, metrics_port, run_edge)
 
 
 def _run(context: typer.Context, role: str, region: str, port: int, runner: Runner) -> None:

@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from pipeline.config import load_config
 from pipeline.edge import EdgeClient, Receipt, Spool
-from pipeline.service import Project, forwarder, open_edge
+from pipeline.edge_service import forwarder, open_edge
+from pipeline.service import Project
 from tests.faults.flow import STREAMS, Stream, targets
 
 NAME = "edge"

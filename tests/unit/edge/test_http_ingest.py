@@ -259,7 +259,9 @@ async def test_metrics_and_health(post, spool):
     assert 'reason="unknown_schema"' in text
     assert SECRET not in text
     async with post.session.get("/healthz") as response:
-        assert (response.status, await response.json()) == (200, {"status": "ok"})
+        assert (response.status, await response.json()) == (
+            200, {"status": "ok", "open_to": "everybody on this machine"}
+        )  # fmt: skip
 
 
 async def test_a_taken_port_is_a_configuration_error(door, registry):
