@@ -21,6 +21,7 @@ from aiomqtt.client import ProtocolVersion
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from connectors.mqtt_messages import Message
@@ -148,7 +149,7 @@ async def _subscribe(client: _Client, config: MqttConfig) -> None:
     refused = [
         route.filter
         for route, code in zip(config.routes, codes, strict=False)
-        if int(getattr(code, "value", code)) >= 0x80
+        if isinstance(code, ReasonCode) and code.is_failure
     ]
     if refused:
         problem = f"the broker refuses {', '.join(refused)}"
