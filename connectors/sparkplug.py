@@ -47,6 +47,7 @@ class Definition:
 
 
 OTHER = Definition("", 0)  # known, and of no event: all such share this one
+AMBIGUOUS = Definition("", -1)  # an alias that a birth gave to two metrics, as real senders do
 _Table = dict[int | str, Definition]  # by alias, and by name
 
 
@@ -201,9 +202,8 @@ class SparkplugHost:
             if wanted:
                 table[metric.name] = definition
             if metric.HasField("alias"):
-                if metric.alias in table:
-                    refuse("alias", "alias", "a birth gives one alias to two metrics")
-                table[metric.alias] = definition
+                twice = table.get(metric.alias, definition) != definition
+                table[metric.alias] = AMBIGUOUS if twice else definition
         if self._definitions + len(table) >= DEFINITIONS_MAX:
             refuse("metric", Reason.OVERSIZE, f"more than {DEFINITIONS_MAX} metrics on one route")
         before = node.definitions
@@ -283,6 +283,8 @@ class SparkplugHost:
                 refuse("alias", "unknown_metric", "a metric that no birth of this session declares")
             if definition is OTHER:
                 continue
+            if definition is AMBIGUOUS:
+                refuse("alias", "alias_twice", "the birth gave this alias to two metrics")
             if node.doubtful and not by_name and self._route.sparkplug.after_gap == "drop":
                 refuse("seq", "after_gap", "a message is missing; values by alias wait for a birth")
             if metric.HasField("datatype") and metric.datatype != definition.datatype:
