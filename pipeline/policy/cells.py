@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import h3ronpy
-import h3ronpy.vector
 import numpy as np
 import pyarrow as pa
 
@@ -64,6 +62,8 @@ def to_cells(latitude: pa.Array, longitude: pa.Array, resolution: int) -> pa.Arr
 
     Raises ValueError for a coordinate that is not on Earth.
     """
+    import h3ronpy.vector  # here and below: an agent whose packs know no places has no memory for it
+
     demand_on_earth(latitude, longitude)
     cells = pa.array(h3ronpy.vector.coordinates_to_cells(latitude, longitude, resolution))
     if cells.null_count:  # an H3 index has its highest bit clear, so int64 holds it
@@ -79,6 +79,8 @@ def to_parents(cells: pa.Array, resolution: int) -> pa.Array:
     guarantees: measured for all cells down to resolution 4 and around the pentagons of 5 and 6, the smallest
     such area is the pentagon's in each, 0.2 to 0.003 % above the table's.
     """
+    import h3ronpy
+
     known = np.asarray(cells.drop_null())
     indices = pa.array(known.view(np.uint64))
     if not np.all(np.asarray(pa.array(h3ronpy.cells_valid(indices, booleanarray=True)))):

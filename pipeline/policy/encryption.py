@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from typing import TYPE_CHECKING
 
 from pipeline.policy.keys import hkdf_sha256
 from pipeline.policy.pseudonyms import EpochKeyed
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 _LABEL = b"edge-to-core-pipeline/deterministic-encryption/v1\0"
 _KEY_BYTES = 64  # two AES-256 keys
@@ -47,6 +48,8 @@ def decrypt(text: str, key: bytes, domain: str) -> str:
 
     Raises ValueError when the text was not made with this key for this domain.
     """
+    from cryptography.exceptions import InvalidTag
+
     sealed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     try:
         padded = _cipher(key).decrypt(sealed, [domain.encode()])
@@ -56,4 +59,6 @@ def decrypt(text: str, key: bytes, domain: str) -> str:
 
 
 def _cipher(key: bytes) -> AESSIV:
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV  # here: see pipeline.policy.derivation
+
     return AESSIV(hkdf_sha256(key, b"", _LABEL, _KEY_BYTES))

@@ -15,15 +15,14 @@ from __future__ import annotations
 import base64
 import secrets
 from pathlib import Path
-from typing import Protocol
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import ConfigError
 from pipeline.policy.derivation import KEY_BYTES, hkdf_sha256
 from pipeline.policy.secret_files import OPERATION, make_folder, read_secret, refusal, write_secret
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 PASSPHRASE_CHARACTERS_MIN = 16
 _NONCE_BYTES = 12
@@ -54,7 +53,7 @@ class LocalWrapping:
     def __init__(self, master: bytes) -> None:
         if len(master) != KEY_BYTES:
             raise ValueError(f"a master key has {KEY_BYTES} bytes")
-        self._cipher = AESGCM(master)
+        self._cipher = _aes_gcm(master)
         self._identity = hkdf_sha256(master, b"", _IDENTITY_LABEL, _IDENTITY_BYTES).hex()
 
     def wrap(self, plain: bytes, context: bytes) -> str:
@@ -108,8 +107,10 @@ class PassphraseWrapping:
 
     def _cipher(self, salt: bytes) -> AESGCM:
         if salt not in self._ciphers:
+            from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
             stretched = Scrypt(salt=salt, length=KEY_BYTES, n=2**17, r=8, p=1).derive(self._passphrase)
-            self._ciphers[salt] = AESGCM(stretched)
+            self._ciphers[salt] = _aes_gcm(stretched)
         return self._ciphers[salt]
 
     def __repr__(self) -> str:
@@ -132,12 +133,20 @@ def read_master(path: Path) -> LocalWrapping:
         ) from None
 
 
+def _aes_gcm(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # here: see pipeline.policy.derivation
+
+    return AESGCM(key)
+
+
 def _sealed(cipher: AESGCM, plain: bytes, context: bytes) -> str:
     nonce = secrets.token_bytes(_NONCE_BYTES)
     return _text(nonce + cipher.encrypt(nonce, plain, context))
 
 
 def _opened(cipher: AESGCM, sealed: str, context: bytes) -> bytes:
+    from cryptography.exceptions import InvalidTag
+
     content = _bytes(sealed)
     try:
         return cipher.decrypt(content[:_NONCE_BYTES], content[_NONCE_BYTES:], context)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import h3ronpy.vector
 import pyarrow as pa
 
 from pipeline.policy.cells import SMALLEST_CELL_KM2, resolution_for, to_cells
@@ -25,6 +24,8 @@ def snap(latitude: pa.Array, longitude: pa.Array, parameters: CellParameters) ->
 
     Raises ValueError for a coordinate that is not on Earth.
     """
+    import h3ronpy.vector  # here, so that an agent whose packs snap nothing has no memory for it
+
     resolution = resolution_for(parameters.cell_km2)
     if resolution is None:
         raise ValueError("no cell is that large")
