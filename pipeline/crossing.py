@@ -38,16 +38,10 @@ def border_leg(project: Project, origin: str, region: str, event: str) -> Border
     versions = [entry for entry in schemas.entries() if entry.subject == subject]
     taken = acceptable(versions, newest, lambda locked: demand_landable(project.packs, origin, locked))
     arriving = EventType(event, newest.version, newest.id, newest.schema)
-    plan = project.plan(origin, region, arriving)
-    locked = schemas.latest(curated_subject(region, event, origin))
-    if locked.schema != plan.schema:
-        raise ConfigError(
-            "the policies make another schema than the locked one", operation="policy",
-            place=f"{origin} to {region}, {event}", remedy="run `pipeline schema lock`",
-        )  # fmt: skip
+    plan, curated = project.locked_plan(origin, region, arriving)
     codecs = {number: schemas.codec(number) for number in taken}
     reading = Reading(arriving, codecs, project.config.limits.record_bytes_max, carried=taken)
-    return BorderLeg(reading, plan, schemas.codec(locked.id), project.packs.jurisdictions(origin))
+    return BorderLeg(reading, plan, curated, project.packs.jurisdictions(origin))
 
 
 async def run_border(project: Project, region: str, role: Role, *, origin: str | None = None) -> None:

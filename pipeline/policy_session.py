@@ -19,7 +19,6 @@ from pipeline.intake import Intake, RowChecks
 from pipeline.mapping import Mapping, by_name
 from pipeline.policy import Packs
 from pipeline.policy.borders import landed_event
-from pipeline.policy.derive import curated_subject
 from pipeline.policy.offline import ByMapping, ByName, Conform, CuratedChecks, Offline
 from pipeline.policy.packs import Leg
 from pipeline.policy.standalone import Standalone
@@ -52,14 +51,8 @@ def curator(project: Project, region: str, name: str) -> tuple[Curator, Codec]:
     the locked one.
     """
     event = event_of(project, name, "curator")
-    plan = project.plan(region, region, event)
-    locked = project.schemas.latest(curated_subject(region, name))
-    if locked.schema != plan.schema:
-        raise ConfigError(
-            "the policy makes another schema than the locked one", operation="policy",
-            place=f"{region}, {name}", remedy="run `pipeline schema lock`",
-        )  # fmt: skip
-    return Curator(intake(project, region, name), plan), project.schemas.codec(locked.id)
+    plan, curated = project.locked_plan(region, region, event)
+    return Curator(intake(project, region, name), plan), curated
 
 
 # --- on a file ------------------------------------------------------------------------------------------

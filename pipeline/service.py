@@ -18,6 +18,7 @@ from connectors.kafka_scan import LogScanner
 from connectors.lake import Lake
 from connectors.token_vault import SqliteTokenVault, create_vault
 from pipeline.checks import Checks
+from pipeline.codec import Codec
 from pipeline.errors import ConfigError
 from pipeline.installation import Installation
 from pipeline.intake import Reading
@@ -102,15 +103,22 @@ class Project(Installation):
         schema is not the locked one, or a key is missing. ``choices``: what people have said, without which
         a leg that asks for consent passes nothing."""
         kind = self.schemas.events[event]
-        plan = self.plan(region, region, kind)
-        locked = self.schemas.latest(curated_subject(region, event))
+        plan, curated = self.locked_plan(region, region, kind)
+        checks = Checks(kind, self.config.limits, self.packs.jurisdictions(region), self.packs.known)
+        return LandingLeg(self.reading(event), plan, curated, checks, choices=choices)
+
+    def locked_plan(self, origin: str, destination: str, event: EventType) -> tuple[Plan, Codec]:
+        """The event's plan on a leg and the codec of what it makes. Raises ConfigError as :meth:`plan`, and
+        when that is not what the lock says."""
+        plan = self.plan(origin, destination, event)
+        came_from = None if origin == destination else origin
+        locked = self.schemas.latest(curated_subject(destination, event.name, came_from))
         if locked.schema != plan.schema:
             raise ConfigError(
                 "the policy makes another schema than the locked one", operation="policy",
-                place=f"{region}, {event}", remedy="run `pipeline schema lock`",
+                place=f"{origin} to {destination}, {event.name}", remedy="run `pipeline schema lock`",
             )  # fmt: skip
-        checks = Checks(kind, self.config.limits, self.packs.jurisdictions(region), self.packs.known)
-        return LandingLeg(self.reading(event), plan, self.schemas.codec(locked.id), checks, choices=choices)
+        return plan, self.schemas.codec(locked.id)
 
     def reading(self, event: str) -> Reading:
         """How raw records of an event are read, of whatever locked version."""
