@@ -1,8 +1,8 @@
 """The edge agent's MQTT door: messages of a broker become events of the spool.
 
 Comes in: messages of the configured topics (MQTT 5, QoS 1). Goes out: events, durable; then, and only then,
-the acknowledgement to the broker, in the order of receipt. Invariants: what is in hand is bounded by Receive
-Maximum, so a spool that cannot take more holds the broker back; a message that is no event is acknowledged,
+the acknowledgement to the broker, in the order of receipt. Invariants: at most ``receive_max`` messages are
+in hand, so a spool that cannot take more holds the broker back; a message that is no event is acknowledged,
 counted with its reason and, where ``rejects_topic`` says so, published there before; no message ends the
 bridge. From device to spool delivery is at least once: a message whose acknowledgement is lost comes again
 and makes its events twice. QoS 0 (all of Sparkplug's data) is never acknowledged: it may be lost on the way
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from connectors.mqtt_link import Link, connected
+from connectors.mqtt_link import Link, connected, settings
 from connectors.mqtt_messages import CloudEventReader, JsonReader, Message, Part
 from connectors.sparkplug import SparkplugHost
 from pipeline.edge import Receipt
@@ -94,12 +94,12 @@ class MqttBridge:
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._pending: asyncio.Queue[_InHand] = asyncio.Queue()
-        self._held = 0
         self._told: dict[tuple[str, str], float] = {}
         self.subscribed = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to connect, and go on trying. Raises ConfigError for files that cannot be read."""
+        settings(self._config)
         self._stop.clear()
         self._task = asyncio.create_task(self._run(), name="mqtt bridge")
 
@@ -145,26 +145,33 @@ class MqttBridge:
 
     async def _connection(self) -> None:
         """One connection, until it breaks (TransientError) or the bridge stops."""
-        self._pending, self._held = asyncio.Queue(), 0
+        self._pending = asyncio.Queue()
         try:
-            async with connected(self._config, self._drop) as link:
-                self._metrics.connect("subscribed")
-                self._metrics.connection(True)
-                self.subscribed.set()
+            async with connected(self._config) as link:
                 await self._serve(link)
         finally:
             # Their commits go on. The broker sends them again; before they are on disk that would pile up.
             await self._outlast()
             self._metrics.in_flight(0)
 
+    async def _subscribe(self, link: Link) -> None:
+        await link.subscribe()
+        self._metrics.connect("subscribed")
+        self._metrics.connection(True)
+        self.subscribed.set()
+
     async def _serve(self, link: Link) -> None:
         taking = asyncio.create_task(self._take_all(link), name="mqtt take")
         settling = asyncio.create_task(self._settle_all(link), name="mqtt settle")
+        subscribing = asyncio.create_task(self._subscribe(link), name="mqtt subscribe")
         watching = asyncio.create_task(link.gone(), name="mqtt watch")
         stopping = asyncio.create_task(self._stop.wait(), name="mqtt stop")
-        tasks = {taking, settling, watching, stopping}
+        tasks = {taking, settling, subscribing, watching, stopping}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if done == {subscribing}:
+                subscribing.result()
+                done, _ = await asyncio.wait(tasks - done, return_when=asyncio.FIRST_COMPLETED)
             if done == {stopping}:
                 taking.cancel()
                 with contextlib.suppress(TimeoutError):
@@ -189,8 +196,7 @@ class MqttBridge:
         while True:
             message = await link.inbox.get()
             in_hand = _InHand(message, self._route_of(message.topic) or NO_ROUTE)
-            self._held += 1
-            self._metrics.in_flight(self._held)
+            self._metrics.in_flight(link.held)
             try:
                 await self._take(in_hand, link)
             except RecordError as error:
@@ -206,7 +212,7 @@ class MqttBridge:
         message = in_hand.message
         if in_hand.route == NO_ROUTE:
             raise RecordError("no route takes its topic", reason="no_route", field="topic")
-        if len(message.payload) > self._config.message_bytes_max:
+        if message.oversize:
             limit = f"larger than {self._config.message_bytes_max} bytes (message_bytes_max)"
             raise RecordError(limit, reason=Reason.OVERSIZE)
         reader = self._readers[in_hand.route]
@@ -218,7 +224,7 @@ class MqttBridge:
         finally:
             if isinstance(reader, SparkplugHost):
                 for topic, payload in reader.commands():
-                    await link.publish(topic, payload, 0)
+                    await link.command(topic, payload)
         for part in parts:
             in_hand.parts.append((part, await self._submit(part)))
 
@@ -257,8 +263,7 @@ class MqttBridge:
             else:
                 self._metrics.taken(in_hand.route)
             link.settle(in_hand.message)
-            self._held -= 1
-            self._metrics.in_flight(self._held)
+            self._metrics.in_flight(link.held)
             self._pending.task_done()
 
     async def _durable(self, in_hand: _InHand) -> None:
@@ -284,13 +289,8 @@ class MqttBridge:
     async def _refuse(self, in_hand: _InHand, error: RecordError, link: Link) -> None:
         reason = str(error.reason)
         if self._config.rejects_topic:
-            message = in_hand.message
-            await link.publish(self._config.rejects_topic, message.payload, 1, message, reason)
+            await link.reject(in_hand.message, reason)
         self._reject(in_hand.route, reason, error.problem)
-
-    def _drop(self) -> None:
-        """A message of QoS 0 came while as many as may be were in hand."""
-        self._reject(NO_ROUTE, "qos0_full", "a message without acknowledgement found no room")
 
     def _reject(self, route: str, reason: str, problem: str) -> None:
         self._metrics.rejected(route, reason)

@@ -44,6 +44,7 @@ class Message:
     mid: int = 0
     repeated: bool = False  # the broker may have sent it before (DUP)
     retained: bool = False
+    oversize: bool = False  # the payload was larger than we take, and is not here
     content_type: str = ""
     properties: tuple[tuple[str, str], ...] = ()
 

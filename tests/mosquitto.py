@@ -27,12 +27,11 @@ CONFIG = """
 listener {port} 127.0.0.1
 persistence true
 persistence_location {folder}/
-autosave_interval 1
-autosave_on_changes true
 max_queued_messages 0
 max_queued_bytes 0
 retain_available true
 log_type error
+log_type notice
 """
 
 
