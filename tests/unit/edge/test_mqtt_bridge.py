@@ -10,6 +10,7 @@ import ipaddress
 import json
 import signal
 import sys
+import time
 
 import pytest
 from cryptography import x509
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+import connectors.mqtt_bridge as mqtt_bridge
 from connectors.wire.sparkplug_b_pb2 import Payload
 from pipeline.edge import Receipt
 from pipeline.errors import ConfigError, TransientError
@@ -363,6 +365,34 @@ async def test_the_stop_settles_what_is_in_hand(broker):
     assert len(again.futures) == 1  # nothing of the first came again
 
 
+async def test_a_stop_does_not_wait_for_a_stuck_spool_and_the_broker_keeps_what_is_left(broker, monkeypatch):
+    monkeypatch.setattr(mqtt_bridge, "STOP_S", 0.2)
+    stuck = Held()
+    async with Bridge(stuck, config(broker.port, receive_max=10)) as bridge:
+        with Device(broker.port) as device:
+            await publish(device, numbered(30))
+            await until(lambda: len(stuck.futures) == 10)
+        began = time.monotonic()
+        await bridge.bridge.stop()
+        assert time.monotonic() - began < 3
+        assert bridge.taken() == 0
+    held = Held()
+    async with Bridge(held, config(broker.port)) as second:
+        await _settle(held, lambda: second.taken() == 30)
+
+
+async def test_a_commit_that_was_called_off_is_no_end(broker):
+    held = Held()
+    async with Bridge(held, config(broker.port)) as bridge:
+        with Device(broker.port) as device:
+            await publish(device, numbered(3))
+            await until(lambda: len(held.futures) == 3)
+        for future in held.futures:  # as a spool that is closed does
+            future.cancel()
+        await _settle(held, lambda: bridge.taken() == 3)
+    assert len(held.futures) == 6
+
+
 # -- who may
 
 
@@ -428,6 +458,9 @@ async def test_a_broker_that_is_away_is_waited_for_and_the_stop_does_not_wait(tm
     bridge = Bridge(spool, config(broker.port))
     await bridge.bridge.start()
     await until(lambda: bridge.count("mqtt_connects_total", outcome="failed") >= 2)
+    before = bridge.count("mqtt_connects_total", outcome="failed")
+    await asyncio.sleep(0.5)  # with pauses of 0.1 to 0.2 s
+    assert bridge.count("mqtt_connects_total", outcome="failed") - before <= 6
     with broker:
         await asyncio.wait_for(bridge.bridge.subscribed.wait(), 10)
     await asyncio.wait_for(bridge.bridge.stop(), 5)
