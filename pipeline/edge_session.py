@@ -30,6 +30,7 @@ def drained_edge(project: Installation, name: str, bar: Progress | None = None) 
     """
     with open_edge(project, name) as (spool, client), _forwarding(project, name, spool):
         yield client
+        spool.flush()
         _wait_until_empty(spool, bar)
 
 

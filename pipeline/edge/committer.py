@@ -92,8 +92,6 @@ class Spool:
         """The name behind a lane number."""
         return lane_name(self.lanes, number)
 
-    # -- producers
-
     def submit(self, submission: Submission, wait_s: float = WAIT_S) -> Future[Receipt]:
         """Queue the rows; the future resolves once they are durable.
 
@@ -124,8 +122,6 @@ class Spool:
             if self._has_enough():
                 self._enough.notify()
         return submission.future
-
-    # -- the forwarder and whoever watches
 
     def read(self, region: str, lane: int, bytes_max: int, after: int = 0) -> Future[list[Block]]:
         """Blocks of (region, lane) beyond row ``after``: one, more up to ``bytes_max``; none at the end.
@@ -163,6 +159,15 @@ class Spool:
     def ledger(self) -> list[LaneLedger]:
         """The counters as of the last commit; does not wait."""
         return self._file.ledger()
+
+    def flush(self) -> None:
+        """Return when all that was submitted before is durable or refused; its futures tell which."""
+        while True:
+            with self._work:
+                taken = not self._queue
+            self._call(lambda: None).result()  # served after the commit of what was taken before
+            if taken:
+                return
 
     def on_commit(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` in the writer's thread after each commit of events; returns how to stop it."""

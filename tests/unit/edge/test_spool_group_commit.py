@@ -175,6 +175,17 @@ def test_closing_commits_what_is_queued(path):
         assert put(again, encoder, [b"0"]).result(10).first_sequence == 21
 
 
+def test_a_flush_waits_for_what_was_submitted_before_it(spool, held):
+    futures = [put(spool, PlainEncoder(), [bytes([number])]) for number in range(20)]
+    flushing = threading.Thread(target=spool.flush)
+    flushing.start()
+    assert not any(future.done() for future in futures)
+    held.go.set()
+    flushing.join(20)
+    assert not flushing.is_alive()
+    assert all(future.done() for future in futures)
+
+
 def test_a_withdrawn_submission_is_not_stored(spool, held):
     encoder = PlainEncoder()
     first, second = put(spool, encoder, [b"0"]), put(spool, encoder, [b"0"])
