@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import aiomqtt
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.mqtt_config import MqttConfig, filter_levels, matches, overlap
 from tests.edge_world import schemas
 from tests.mqtt_world import CLOUD, ROUTE
+from tests.shared_data import PROJECT
 
 SPARKPLUG = {
     "filter": "spBv1.0/#",
@@ -117,3 +120,11 @@ def test_filters_that_do_not_overlap_share_no_topic(one, other, topic):
 
 def test_a_shared_subscription_is_compared_without_its_group():
     assert filter_levels("$share/group/a/+") == ("a", "+")
+
+
+def test_the_documented_configuration_loads_and_fits_the_schemas():
+    text = (PROJECT / "docs" / "edge.md").read_text()
+    (block,) = [part for part in text.split("```toml\n")[1:] if part.startswith("[edge.mqtt]")]
+    configured = parse_config(tomllib.loads(block.split("```")[0]), "docs").edge.mqtt
+    assert len(configured.routes) == 3
+    MqttBridge(None, configured, None, schemas().events)
