@@ -10,10 +10,13 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import ssl
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,20 +29,57 @@ BATCH_EVENTS_MAX = 1_000
 BATCH_BYTES_MAX = 1 << 20
 IDLE_S = 5.0  # the agent may close a connection that rests; a new one is cheaper than an unknown outcome
 _BACKOFF_MIN_S, _BACKOFF_MAX_S = 0.05, 1.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a producer shows an agent, and whom it trusts. Files are PEM.
+
+    ``authority``: of the agent's certificate; None: the system's. ``token`` goes over TLS or loopback alone.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    authority: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """TLS of a client. ConfigError when a file is unfit."""
+        try:
+            context = ssl.create_default_context(cafile=self.authority)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:
+            raise ConfigError(
+                f"authority, certificate or key: {error.strerror or error}", operation="edge agent",
+                remedy="expected PEM that fits",
+            ) from None  # fmt: skip
+        return context
 
 
 class AgentClient:
     """One connection to one agent; not safe in several threads. ``patience_s`` bounds a call."""
 
-    def __init__(self, url: str, patience_s: float = 30.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ConfigError("expected http://host:port", operation="edge agent", place=url)
-        self._place = f"{parts.hostname}:{parts.port or 80}"
-        self._patience_s = patience_s
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=patience_s)
-        self._used = 0.0
+    def __init__(self, url: str, patience_s: float = 30.0, access: Access | None = None) -> None:
+        parts, access = urlsplit(url), access or Access()
+        host = parts.hostname
+        if parts.scheme not in ("http", "https") or not host:
+            raise ConfigError("expected http[s]://host:port", operation="edge agent", place=url)
+        if access.token and parts.scheme == "http" and host not in LOOPBACK:
+            raise ConfigError("a token goes over https only", operation="edge agent", place=url)
+        self._connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            port = parts.port or 443
+            self._connection = http.client.HTTPSConnection(
+                host, port, timeout=patience_s, context=access.context()
+            )
+        else:
+            port = parts.port or 80
+            self._connection = http.client.HTTPConnection(host, port, timeout=patience_s)
+        self._place, self._patience_s, self._used = f"{host}:{port}", patience_s, 0.0
+        self._headers = {"Authorization": f"Bearer {access.token}"} if access.token else {}
 
     def emit(
         self, event: str, fields: Mapping[str, Any], *, source: str, event_time: datetime | int,
@@ -76,7 +116,7 @@ class AgentClient:
                     answer.get("filtered", 0),
                 )  # fmt: skip
             problem = str(answer.get("message", "")) or f"answered {status}"
-            if status in (400, 413, 415):
+            if status in (400, 401, 403, 413, 415):
                 reason, field = str(answer.get("reason", "refused")), str(answer.get("field", ""))
                 raise RecordError(problem.partition(": ")[2] or problem, reason=reason, field=field)
             attempt += 1
@@ -95,10 +135,14 @@ class AgentClient:
             if connection.sock is None or time.monotonic() - self._used > IDLE_S:
                 connection.close()
                 connection.connect()
+        except ssl.SSLError as error:  # waiting does not mend it
+            problem = f"no TLS with the agent: {error.reason or type(error).__name__}"
+            remedy = "compare authority, certificate and host name"
+            raise ConfigError(problem, operation="emit", place=self._place, remedy=remedy) from None
         except OSError as error:
             return 0, {"message": f"cannot connect: {error.strerror or type(error).__name__}"}, 0.0
         try:
-            connection.request("POST", "/v1/events", body, {"Content-Type": content_type})
+            connection.request("POST", "/v1/events", body, self._headers | {"Content-Type": content_type})
             response = connection.getresponse()
             answer = json.loads(response.read() or b"{}")
             self._used = time.monotonic()

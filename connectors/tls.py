@@ -58,8 +58,8 @@ def names_of(peer: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def names_of_auth(context: Mapping[str, Sequence[bytes]]) -> tuple[str, ...]:
-    """The same from gRPC's ``auth_context``."""
-    kinds = ("x509_dns_san", "x509_uri_san")
+    """The same from gRPC's ``auth_context`` (names: grpc_security_constants.h)."""
+    kinds = ("peer_dns", "peer_uri")
     alternative = tuple(_text(name) for kind in kinds for name in context.get(kind, ()))
     return alternative or tuple(_text(name) for name in context.get("x509_common_name", ()))
 
