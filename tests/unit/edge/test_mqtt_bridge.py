@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import datetime
 import hashlib
 import ipaddress
@@ -419,6 +420,30 @@ async def test_a_login_that_is_refused_is_tried_again_and_told(tmp_path, spool, 
                 await until(lambda: bridge.taken() == 2)
     assert "ot authorized" in caplog.text
     assert SECRET not in caplog.text
+
+
+async def _deny(reader, writer) -> None:
+    """A broker that lets everyone in and nobody subscribe (mosquitto's access list has no such refusal)."""
+    await reader.readexactly(1)
+    await reader.readexactly((await reader.readexactly(1))[0])
+    writer.write(b"\x20\x03\x00\x00\x00")  # CONNACK
+    _, size = await reader.readexactly(2)
+    subscribe = await reader.readexactly(size)
+    writer.write(b"\x90\x04" + subscribe[:2] + b"\x00\x87")  # SUBACK: not authorised
+    with contextlib.suppress(ConnectionError):
+        await reader.read()
+    writer.close()
+
+
+async def test_a_subscription_that_is_refused_is_told_and_tried_again(spool, caplog):
+    server = await asyncio.start_server(_deny, "127.0.0.1", 0)
+    async with server:
+        bridge = Bridge(spool, config(server.sockets[0].getsockname()[1]))
+        await bridge.bridge.start()
+        await until(lambda: bridge.count("mqtt_connects_total", outcome="failed") >= 2)
+        await bridge.bridge.stop()
+    assert f"the broker refuses {ROUTE['filter']}" in caplog.text
+    assert not bridge.bridge.subscribed.is_set()
 
 
 async def test_tls_is_checked(tmp_path, spool):
