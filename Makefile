@@ -45,7 +45,7 @@ format: setup-dev  ## format the code, mend what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-proto: setup-dev  ## the gRPC modules anew from schemas/*.proto
+proto: setup-dev  ## connectors/wire anew from schemas/*.proto
 	@$(BIN)/python -m grpc_tools.protoc -I schemas --python_out=connectors/wire --pyi_out=connectors/wire schemas/*.proto
 
 bench: setup-dev  ## the measurements behind the figures (ARGS=...)
