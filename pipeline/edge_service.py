@@ -21,12 +21,13 @@ from pipeline.edge import EdgeClient, EdgeReport, Forwarder, Spool, Summariser
 from pipeline.edge.senders import Senders
 from pipeline.errors import ConfigError
 from pipeline.installation import Installation
-from pipeline.metrics import EdgeMetrics
+from pipeline.metrics import EdgeMetrics, MqttMetrics
 from pipeline.policy.minimise import edge_plans
 from pipeline.role import Role, started
 
 if TYPE_CHECKING:
     from connectors.grpc_ingest import GrpcIngest
+    from connectors.mqtt_bridge import MqttBridge
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def default_region(installation: Installation) -> str:
 
 
 async def run_edge(installation: Installation, region: str, role: Role) -> None:
-    """An edge agent: events in over HTTP and gRPC, into the spool, towards Kafka; until told to stop.
+    """An edge agent: events in over HTTP, gRPC and MQTT, into the spool, towards Kafka; until told to stop.
 
     ``/metrics`` is on the HTTP port, unless ``role`` names another one for it.
     """
@@ -96,6 +97,8 @@ async def run_edge(installation: Installation, region: str, role: Role) -> None:
             if edge.grpc:
                 door = _grpc_door(client, installation, senders)
                 ports["grpc_port"] = (await doors.enter_async_context(started(door))).port
+            if edge.mqtt is not None:
+                await doors.enter_async_context(started(_mqtt_bridge(client, installation, registry)))
             ready = asyncio.Event()
             ready.set()
             work = forwarder(installation, region, spool, metrics).run
@@ -108,3 +111,12 @@ def _grpc_door(client: EdgeClient, installation: Installation, senders: Senders)
 
     edge = installation.config.edge
     return GrpcIngest(client, edge.grpc_port, edge.listen, senders)
+
+
+def _mqtt_bridge(client: EdgeClient, installation: Installation, registry: CollectorRegistry) -> MqttBridge:
+    """Imported here for the same reason. ConfigError for a route that does not fit an event."""
+    from connectors.mqtt_bridge import MqttBridge
+
+    settings = installation.config.edge.mqtt
+    assert settings is not None, "asked for"
+    return MqttBridge(client, settings, MqttMetrics(registry), installation.schemas.events)

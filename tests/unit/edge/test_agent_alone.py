@@ -12,6 +12,8 @@ from pathlib import Path
 from connectors.agent_client import AgentClient
 from pipeline.edge import read_ledger
 from tests.edge_world import EVENT, split, vehicles
+from tests.mosquitto import Mosquitto
+from tests.mqtt_world import ROUTE, Device
 from tests.waiting import PAUSE, wait_for
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -81,3 +83,27 @@ def test_an_agent_that_others_could_reach_unasked_does_not_start(tmp_path):
     said = process.communicate(timeout=30)[1].decode()
     assert process.returncode == 2
     assert "beyond this machine" in said
+
+
+def test_an_agent_with_a_route_takes_messages_from_a_broker(tmp_path):
+    with Mosquitto(tmp_path / "broker") as broker:
+        route = f"[edge.mqtt]\nhost = '127.0.0.1'\nport = {broker.port}\n[[edge.mqtt.routes]]\n" + "\n".join(
+            f"{name} = {json.dumps(value) if isinstance(value, str) else _inline(value)}"
+            for name, value in ROUTE.items()
+        )
+        process = agent(tmp_path, route)
+        try:
+            ready = tmp_path / "state" / "run" / "edge-eu.ready"
+            wait_for(lambda: ready.exists() or process.poll() is not None, 30)
+            spool = tmp_path / "state" / "edge" / "eu" / "spool.sqlite"
+            with Device(broker.port) as device:
+                device.vehicles(vehicles(1))
+                wait_for(lambda: sum(lane.accepted for lane in read_ledger(spool)) == 1, 30)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
+def _inline(table: dict) -> str:
+    return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + " }"
