@@ -69,8 +69,9 @@ def test_it_starts_accepts_and_rests_while_nobody_is_there(tmp_path):
         before = cpu_s(process.pid)
         PAUSE.wait(2)  # a length of time is what is measured
         assert cpu_s(process.pid) - before <= 0.1  # 5 % in the worst case; 0.1 % when measured over 30 s
-        assert resident < 175
-        assert private < 95
+        # Measured 140 and 73; file pages count as resident according to what else the machine has in memory.
+        assert resident < 260
+        assert private < 130
     finally:
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=20)[1].decode()
